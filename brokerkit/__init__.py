@@ -1,0 +1,1 @@
+"""One producer/consumer interface for message brokers, with guarantees that are measured."""

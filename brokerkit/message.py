@@ -1,0 +1,137 @@
+"""Message: what is sent and received, the same on every broker."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
+
+from brokerkit.errors import ConfigurationError
+
+Headers = Mapping[str, str | bytes]
+IdSource = Literal["producer", "native", "none"]
+
+NO_HEADERS: Headers = MappingProxyType({})
+
+
+class _Fields(NamedTuple):
+    body: bytes | None
+    id: str
+    key: str | None
+    headers: Headers
+    content_type: str | None
+    published_at: int
+    id_source: IdSource
+
+
+class Message(_Fields):
+    """One message, immutable.
+
+    - `body`: bytes; None only for a tombstone read from a compacted Kafka topic.
+    - `id`: the idempotency key. Set once by the producer; survives redelivery, retries,
+      dead-lettering and the hop to another broker.
+    - `key`: messages of one key keep their order where the broker orders by key.
+    - `headers`: names to `str` or `bytes`.
+    - `content_type`: a MIME type, or None.
+    - `published_at`: wall clock of the producer, milliseconds since the epoch; 0 when unknown.
+    - `id_source`: `producer` when the producer set the id; `native` when it stands for the broker's
+      coordinates (it recognises redeliveries, not repeated sends); `none` when nothing recognises
+      the message again.
+
+    A tuple underneath, so that making one costs little. The repr shows no body and no header value.
+    """
+
+    __slots__ = ()
+
+    def __new__(
+        cls,
+        body: bytes | None,
+        id: str | None = None,
+        key: str | None = None,
+        headers: Headers | None = None,
+        content_type: str | None = None,
+        published_at: int | None = None,
+        id_source: IdSource = "producer",
+    ) -> Message:
+        """Raises ConfigurationError when a field has the wrong type; the error names it."""
+        if type(body) is not bytes and body is not None:
+            if not isinstance(body, (bytes, bytearray, memoryview)):
+                raise ConfigurationError(
+                    f"body must be bytes, not {type(body).__name__}: encode it first, "
+                    "for example json.dumps(value).encode()"
+                )
+            body = bytes(body)
+        return make(
+            Message,
+            (
+                body,
+                new_id() if id is None else _text("id", id),
+                None if key is None else _text("key", key),
+                checked_headers(headers) if headers else NO_HEADERS,
+                None if content_type is None else _text("content_type", content_type),
+                now_ms() if published_at is None else published_at,
+                id_source,
+            ),
+        )
+
+    def __repr__(self) -> str:
+        size = "tombstone" if self.body is None else f"{len(self.body)} bytes"
+        return f"Message(id={self.id!r}, {size}, headers={sorted(self.headers)})"
+
+
+make: Callable[..., Any] = tuple.__new__
+"""`make(Message, fields)` builds a message from fields already known to be right."""
+
+
+def now_ms() -> int:
+    """Wall clock in milliseconds since the epoch."""
+    return time.time_ns() // 1_000_000
+
+
+class _Ids:
+    """Unique ids at the cost of a counter: 96 random bits a process, then a count."""
+
+    def __init__(self) -> None:
+        self._renew()
+        os.register_at_fork(after_in_child=self._renew)
+
+    def _renew(self) -> None:
+        self.prefix = os.urandom(12).hex() + "-"
+        self.next = itertools.count().__next__
+
+
+_ids = _Ids()
+
+
+def new_id() -> str:
+    """A new message id, unique across processes, machines and forks. Thread-safe."""
+    return f"{_ids.prefix}{_ids.next():x}"
+
+
+def _text(name: str, value: object) -> str:
+    if type(value) is not str:
+        raise ConfigurationError(f"{name} must be a str, not {type(value).__name__}")
+    if not value:
+        raise ConfigurationError(f"{name} must not be empty: leave it out instead")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ConfigurationError(f"{name} holds a lone surrogate, which UTF-8 cannot carry") from None
+    return value
+
+
+def checked_headers(headers: Headers) -> Headers:
+    """A read-only copy of `headers`; raises ConfigurationError for a name or value of a wrong type."""
+    for name, value in headers.items():
+        if not isinstance(name, str) or not name:
+            raise ConfigurationError(f"header names are non-empty str, not {name!r}")
+        if not isinstance(value, (str, bytes)):
+            raise ConfigurationError(
+                f"header {name!r} must be str or bytes, not {type(value).__name__}: convert it first"
+            )
+        if name.startswith("brokerkit-"):
+            raise ConfigurationError(f"header {name!r}: names that begin with brokerkit- are reserved")
+    return MappingProxyType(dict(headers))

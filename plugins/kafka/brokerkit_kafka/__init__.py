@@ -1,0 +1,1 @@
+"""brokerkit plugin: Kafka."""

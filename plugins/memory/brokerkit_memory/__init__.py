@@ -1,0 +1,1 @@
+"""brokerkit plugin: in-process broker for unit tests."""

@@ -1,0 +1,1 @@
+"""brokerkit plugin: RabbitMQ with manual acks."""

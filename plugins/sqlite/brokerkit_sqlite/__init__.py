@@ -1,0 +1,1 @@
+"""brokerkit plugin: embedded broker in one SQLite file."""

@@ -1,0 +1,169 @@
+"""What happened: one append-only record of operations, written by every actor, read by pure checkers.
+
+A history is JSON Lines, one event a line. Every incarnation of an actor has a file of its own and writes each
+line with one `os.write` on a descriptor opened with O_APPEND, so that a process killed with SIGKILL leaves a
+valid journal. `History.load` merges the files of a folder by the monotonic clock, which all processes of one
+machine share.
+
+The operations, and what they carry beside `id` (the message):
+
+- `cell` info: the first line of a history, what is judged. `target`, `check`, `point` (the failure point),
+  `guarantee`, `producer_guarantee`, `claim` {loss, duplicate, reorder, condition, source} or None when the plugin
+  claims nothing here, `properties`, `seed`, `needs_fault`, `subscriptions` (those that owe every confirmed message),
+  `witness` (what must be seen, of `loss` and `duplicate`), `asked` (a sentence).
+- `trial` invoke|ok: `n`. Every fault of a trial carries `trial`.
+- `send` invoke; then ok (confirmed) | fail (refused) | info (unknown): `position`, `cause`, `detail`, `key`, `sha`,
+  `seq`, `attempts`. Under `at_most_once` the end is `info` with `cause` "not_asked". `topic`.
+- `receive` ok: `attempt`, `position`, `key`, `sha`, `topic`, `subscription`, `headers_ok`, `published_at`, `drain`.
+- `effect` ok: `subscription`: the side effect happened.
+- `ack`, `nack`, `reject` invoke; then ok with `end` (settled, sent, lost, unknown), or fail with `error`.
+- `stored` ok: an independent reader found one stored copy; `position`.
+- `fault` invoke|ok|fail: `kind`, `target`, `evidence`, `trial`. `heal` ok.
+- `expect` ok|fail: `what` (a sentence), `got`: something a check asserts beyond counts; `witness` true when it must
+  be seen rather than hold.
+- `drain_begin` info, `drain_end` info: `reason` complete | deadline, `missing`, `depth`.
+- `event` info: `kind`, `detail`: what the library told its user.
+- `at` info: `point`: an actor stands at a barrier. `note` info: `text`. `unsupported` info: `reason`.
+- `process_start` info, `process_end` info: `status`, as waitpid tells it (-9: killed).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Any
+
+_OWN = ("t", "wall", "actor", "pid", "op", "type", "id")
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One line. `t` is CLOCK_MONOTONIC in nanoseconds, `wall` milliseconds since the epoch."""
+
+    t: int
+    wall: int
+    actor: str
+    pid: int
+    op: str
+    type: str
+    id: str | None = None
+    more: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self.more.get(name, default)
+
+    def line(self) -> bytes:
+        own = {name: getattr(self, name) for name in _OWN if getattr(self, name) is not None}
+        return json.dumps({**own, **self.more}, ensure_ascii=True, default=str).encode() + b"\n"
+
+    @classmethod
+    def parse(cls, line: str | bytes) -> Event:
+        """Raises ValueError for what is not an event."""
+        fields = json.loads(line)
+        if not isinstance(fields, dict):
+            raise ValueError("an event is a JSON object")
+        try:
+            own = {name: fields.pop(name) for name in _OWN if name != "id"}
+        except KeyError as missing:
+            raise ValueError(f"an event has {missing}") from None
+        return cls(**own, id=fields.pop("id", None), more=MappingProxyType(fields))
+
+
+class Journal:
+    """The file of one actor's incarnation. Safe from several threads; every event is in the kernel on return."""
+
+    def __init__(self, path: Path, actor: str) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.actor = actor
+        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+
+    def write(self, op: str, type: str = "info", id: str | None = None, **more: Any) -> Event:
+        event = Event(time.monotonic_ns(), time.time_ns() // 1_000_000, self.actor, os.getpid(), op, type, id, more)
+        os.write(self._file, event.line())
+        return event
+
+    def close(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class History:
+    """All events of one cell in the order of the monotonic clock."""
+
+    def __init__(self, events: Iterable[Event]) -> None:
+        self.events: tuple[Event, ...] = tuple(sorted(events, key=lambda event: event.t))
+
+    @classmethod
+    def load(cls, place: Path) -> History:
+        """From a file, or from every `*.jsonl` of a folder. A last line cut short is left out; any other line that
+        is no event raises ValueError with its place."""
+        files = sorted(place.glob("*.jsonl")) if place.is_dir() else [place]
+        return cls(event for file in files for event in _read(file))
+
+    def save(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"".join(event.line() for event in self.events))
+
+    def __iter__(self) -> Iterator[Event]:
+        return iter(self.events)
+
+    def __len__(self) -> int:
+        return len(self.events)
+
+    def of(self, op: str, type: str | None = None) -> list[Event]:
+        """Events of one operation, of one type if given, in order."""
+        return [event for event in self.by_op.get(op, ()) if type is None or event.type == type]
+
+    def ids(self, op: str, type: str | None = None) -> set[str]:
+        return {event.id for event in self.of(op, type) if event.id is not None}
+
+    def trail(self, id: str) -> list[Event]:
+        """Everything that happened to one message, and the faults around it."""
+        return [event for event in self.events if event.id == id or event.op in ("fault", "heal")]
+
+    @cached_property
+    def cell(self) -> Event | None:
+        """What is judged; None for a history written by hand."""
+        cells = self.of("cell")
+        return cells[0] if cells else None
+
+    @cached_property
+    def by_op(self) -> Mapping[str, tuple[Event, ...]]:
+        return self._index(lambda event: event.op)
+
+    @cached_property
+    def by_id(self) -> Mapping[str, tuple[Event, ...]]:
+        return self._index(lambda event: event.id)
+
+    def _index(self, key: Callable[[Event], str | None]) -> Mapping[str, tuple[Event, ...]]:
+        found: dict[str, list[Event]] = {}
+        for event in self.events:
+            if (value := key(event)) is not None:
+                found.setdefault(value, []).append(event)
+        return {value: tuple(events) for value, events in found.items()}
+
+
+def _read(file: Path) -> Iterator[Event]:
+    lines = file.read_bytes().splitlines(keepends=True)
+    for number, line in enumerate(lines, 1):
+        try:
+            yield Event.parse(line)
+        except ValueError as error:
+            if number == len(lines) and not line.endswith(b"\n"):
+                return
+            raise ValueError(f"{file}:{number}: {error}") from error

@@ -9,14 +9,16 @@ The operations, and what they carry beside `id` (the message):
 
 - `cell` info: the first line of a history, what is judged. `target`, `check`, `point` (the failure point),
   `guarantee`, `producer_guarantee`, `claim` {loss, duplicate, reorder, condition, source} or None when the plugin
-  claims nothing here, `properties`, `seed`, `needs_fault`, `subscriptions` (those that owe every confirmed message),
-  `witness` (what must be seen, of `loss` and `duplicate`), `asked` (a sentence).
+  claims nothing here, `properties`, `seed`, `needs_fault`, `subscriptions` (those that owe every confirmed
+  message), `witness` (what must be seen: `loss`, `duplicate` or none), `asked` (a sentence). Under an
+  `at_most_once` producer nothing is confirmed: every message sent is owed, and one that is not there is lost.
 - `trial` invoke|ok: `n`. Every fault of a trial carries `trial`.
 - `send` invoke; then ok (confirmed) | fail (refused) | info (unknown): `position`, `cause`, `detail`, `key`, `sha`,
   `seq`, `attempts`. Under `at_most_once` the end is `info` with `cause` "not_asked". `topic`.
 - `receive` ok: `attempt`, `position`, `key`, `sha`, `topic`, `subscription`, `headers_ok`, `published_at`, `drain`.
 - `effect` ok: `subscription`: the side effect happened.
 - `ack`, `nack`, `reject` invoke; then ok with `end` (settled, sent, lost, unknown), or fail with `error`.
+- `dead` ok: read from the dead letters; `reason`, `attempt`: such a message is not lost.
 - `stored` ok: an independent reader found one stored copy; `position`.
 - `fault` invoke|ok|fail: `kind`, `target`, `evidence`, `trial`. `heal` ok.
 - `expect` ok|fail: `what` (a sentence), `got`: something a check asserts beyond counts; `witness` true when it must

@@ -416,10 +416,12 @@ class Driver(ABC):
         events: SenderEvents,
         *,
         subscription: str | None = None,
+        native: Mapping[str, Any] | None = None,
         delivery_timeout: float = 30.0,
         timeout: float = 10.0,
     ) -> Sender:
-        """Opens a session within `timeout` seconds. With `subscription`, what is sent reaches that
+        """Opens a session within `timeout` seconds. `native` names what exists already (an exchange and
+        routing key), in the plugin's own words. With `subscription`, what is sent reaches that
         subscription alone (redelivery by republishing). A client that retries by itself may do so up to
         `delivery_timeout` seconds. Raises NotFound when the topic is missing and the broker tells."""
 

@@ -64,7 +64,7 @@ class Message(_Fields):
                     "for example json.dumps(value).encode()"
                 )
             body = bytes(body)
-        return make(
+        message: Message = make(
             Message,
             (
                 body,
@@ -76,6 +76,7 @@ class Message(_Fields):
                 id_source,
             ),
         )
+        return message
 
     def __repr__(self) -> str:
         size = "tombstone" if self.body is None else f"{len(self.body)} bytes"

@@ -1,0 +1,866 @@
+"""Consumer and Delivery: receiving, and settling what was received.
+
+The portable half of a receive. A driver's Receiver moves batches; everything that is the same for every broker
+is here: the bound in flight, the states of a delivery, the moment of the ack, attempts and dead letters, lease
+keeping, reconnects, close.
+
+Two threads a consumer. The pump calls `receive` continually, so that sessions stay alive under slow handlers,
+and opens a new session when one ends. The settler passes settlements on in the batches that pile up while it
+works, renews leases, and sends what is republished. Neither ever runs a user's handler.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from brokerkit import _fork
+from brokerkit.driver import (
+    Driver,
+    End,
+    Incoming,
+    Nack,
+    Position,
+    Receiver,
+    Reject,
+    Settlement,
+    Subscription,
+    Token,
+)
+from brokerkit.errors import (
+    AlreadySettled,
+    BrokerkitError,
+    Closed,
+    ConfigurationError,
+    ConnectionLost,
+    LeaseLost,
+    NotSupported,
+    PositionLost,
+)
+from brokerkit.events import EventKind, Reporter, backoffs, call
+from brokerkit.guarantees import Guarantee
+from brokerkit.leases import LeaseKeeper
+from brokerkit.message import Headers, IdSource, Message, make
+from brokerkit.producer import Producer, Receipt, checked_timeout
+
+State = Literal["pending", "settling", "settled", "sent", "lost", "unknown"]
+
+_FETCH = 500
+"""The most that is asked of a receiver at once."""
+_IDLE = 0.05
+"""Seconds a session may go without a `receive` while nothing may be handed out."""
+_T = TypeVar("_T")
+_RESERVED = "brokerkit-"
+
+
+class Lease:
+    """How long a delivery is this consumer's. `seconds` is None where it lasts as long as the session."""
+
+    __slots__ = ("_delivery",)
+
+    def __init__(self, delivery: Delivery) -> None:
+        self._delivery = delivery
+
+    @property
+    def seconds(self) -> float | None:
+        """The length of one lease; renewed by brokerkit where the broker can."""
+        return self._delivery._session.receiver.traits.lease_seconds
+
+    @property
+    def renewable(self) -> bool:
+        return self._delivery._session.receiver.traits.renewable
+
+    @property
+    def lost(self) -> bool:
+        """True once it is known that the message is, or will be, somebody else's."""
+        return self._delivery.state == "lost" or self._delivery._session.over
+
+
+class Delivery:
+    """One handing-over of a message. Settle it once: `ack`, `nack` or `reject`, from any thread.
+
+    `state`: `pending`, then `settling`, then `settled` (the broker answered), `sent` (this broker gives no
+    answer), `lost` (the message is, or will be, handed out again) or `unknown`.
+    """
+
+    __slots__ = ("_raw", "_received", "_session", "state")
+
+    def __init__(self, raw: Incoming, session: _Session, received: float) -> None:
+        self._raw = raw
+        self._session = session
+        self._received = received
+        self.state: State = "pending"
+
+    @property
+    def body(self) -> bytes | None:
+        return self._raw.body
+
+    @property
+    def id(self) -> str:
+        """The message id; see `id_source` for what it recognises."""
+        return self._raw.id
+
+    @property
+    def id_source(self) -> IdSource:
+        return self._raw.id_source
+
+    @property
+    def key(self) -> str | None:
+        return self._raw.key
+
+    @property
+    def headers(self) -> Headers:
+        """The producer's headers, without brokerkit's own."""
+        headers = self._raw.headers
+        if any(name.startswith(_RESERVED) for name in headers):
+            return {name: value for name, value in headers.items() if not name.startswith(_RESERVED)}
+        return headers
+
+    @property
+    def content_type(self) -> str | None:
+        return self._raw.content_type
+
+    @property
+    def published_at(self) -> int:
+        """Milliseconds since the epoch; 0 when unknown."""
+        return self._raw.published_at
+
+    @property
+    def position(self) -> Position | None:
+        """The broker's own coordinates, where it has any."""
+        return self._raw.position
+
+    @property
+    def attempt(self) -> int | None:
+        """1 for the first handing-over; None when the broker does not tell."""
+        return self._raw.attempt
+
+    @property
+    def topic(self) -> str:
+        return self._raw.topic
+
+    @property
+    def dead_reason(self) -> str | None:
+        """On a dead-letter topic: why the message is there."""
+        reason = self._raw.headers.get("brokerkit-dead-reason")
+        return reason.decode("utf-8", "replace") if isinstance(reason, bytes) else reason
+
+    @property
+    def native(self) -> Any:
+        """The client library's own object, with what the portable fields leave out."""
+        return self._raw.native
+
+    @property
+    def lease(self) -> Lease:
+        return Lease(self)
+
+    @property
+    def message(self) -> Message:
+        """The message, apart from this handing-over of it."""
+        raw = self._raw
+        fields = (raw.body, raw.id, raw.key, self.headers, raw.content_type, raw.published_at, raw.id_source)
+        message: Message = make(Message, fields)
+        return message
+
+    def ack(self) -> None:
+        """The work is done. Never blocks; `state`, `Consumer.flush` and `on_end` tell how it ended.
+
+        A no-op at most once, where the ack came before the delivery. Raises AlreadySettled, LeaseLost, Closed.
+        """
+        session = self._session
+        if session.acked_first:
+            return
+        if session.outstanding.pop(self._raw.token, None) is None or session.born != _fork.generation:
+            session.explain(self)
+        self.state = "settling"
+        session.settling[self._raw.token] = self
+        session.acks.append(self._raw.token)
+        if not session.wake.is_set():
+            session.wake.set()
+
+    def nack(self, delay: float = 0.0) -> None:
+        """Give the message back, to be handed out again `delay` seconds from now at the earliest.
+
+        After the last attempt that the subscription allows it goes to the dead letters. Never blocks. Raises as
+        `ack`, and NotSupported for a delay that this broker cannot keep.
+        """
+        self._session.consumer._nack(self, delay)
+
+    def reject(self, reason: str = "rejected") -> None:
+        """To the dead letters, with the reason: a confirmed send, then the ack. It may double there, it is never
+        lost. Never blocks. Raises as `ack`, and NotSupported when the subscription has no dead letters."""
+        self._session.consumer._reject(self, reason)
+
+    def extend(self, seconds: float | None = None) -> None:
+        """Asks for the lease to last `seconds` (default: one lease) from now. brokerkit renews by itself; this is
+        for handlers that outlast the stated maximum. Raises NotSupported where leases are fixed, and as `ack`."""
+        self._session.consumer._extend(self, seconds)
+
+    def __repr__(self) -> str:
+        return f"Delivery(id={self.id!r}, topic={self.topic!r}, attempt={self.attempt}, {self.state})"
+
+
+@dataclass(frozen=True, slots=True)
+class CloseReport:
+    """What a close did: messages given back, and settlements whose end is not known."""
+
+    given_back: int = 0
+    unanswered: int = 0
+
+
+class _Session:
+    """One receiver and the deliveries that belong to it. Tokens never leave their session."""
+
+    def __init__(self, consumer: Consumer) -> None:
+        self.consumer = consumer
+        self.born = consumer._born
+        self.acked_first = consumer._acked_first
+        self.over = False
+        self.why = ""
+        self.wake = consumer._wake
+        self.outstanding: dict[Token, Delivery] = {}
+        self.settling: dict[Token, Delivery] = {}
+        self.acks: list[Token] = []
+        self.nacks: list[Nack] = []
+        self.rejects: list[Reject] = []
+        self.sent = 0
+        self.keeper: LeaseKeeper | None = None
+        self.receiver: Receiver
+
+    def claim(self, delivery: Delivery) -> None:
+        """Takes the delivery out of what is outstanding, for good; raises when it is not there any more."""
+        _fork.check(self.born, "delivery")
+        if self.acked_first:
+            raise AlreadySettled("at most once, a delivery is acked before it is handed over")
+        if self.outstanding.pop(delivery._raw.token, None) is None:
+            self.explain(delivery)
+        delivery.state = "settling"
+        self.settling[delivery._raw.token] = delivery
+
+    def explain(self, delivery: Delivery) -> None:
+        """Raises what says why `delivery` cannot be settled."""
+        _fork.check(self.born, "delivery")
+        if self.consumer._closed and delivery.state in ("pending", "lost"):
+            raise Closed("the consumer was closed; the message has been given back")
+        if delivery.state == "lost" or (delivery.state == "pending" and self.over):
+            raise LeaseLost(
+                f"message {delivery.id} is no longer this consumer's: {self.why or 'its lease is over'}"
+            )
+        raise AlreadySettled(f"message {delivery.id} was settled before (now {delivery.state})")
+
+    def drop(self, tokens: Sequence[Token], reason: str) -> None:
+        self.why = reason
+        for token in tokens:
+            delivery = self.outstanding.pop(token, None)
+            if delivery is not None:
+                delivery.state = "lost"
+
+    # ReceiverEvents
+
+    def assigned(self, positions: Sequence[Position]) -> Mapping[Hashable, Position]:
+        return self.consumer._assigned(positions)
+
+    def revoked(self, lanes: Sequence[Hashable], timeout: float) -> None:
+        self.consumer._revoked(self, lanes, timeout)
+
+    def lost(self, lanes: Sequence[Hashable], reason: str) -> None:
+        self.consumer._lost(self, lanes, reason)
+
+    def lease_lost(self, tokens: Sequence[Token], reason: str) -> None:
+        self.drop(tokens, reason)
+        self.consumer._report(EventKind.LEASE_LOST, f"{len(tokens)} deliveries: {reason}")
+
+    def disconnected(self, reason: str) -> None:
+        self.consumer._disconnected(self, reason)
+
+    def trouble(self, reason: str) -> None:
+        self.consumer._report(EventKind.TROUBLE, reason)
+
+    def recovered(self) -> None:
+        self.consumer._report(EventKind.RECOVERED, "the broker answers again")
+
+    def settled(self, settlements: Sequence[Settlement]) -> None:
+        settling = self.settling
+        on_end = self.consumer._on_end
+        for tokens, end, _ in settlements:
+            if end is End.SENT:
+                for token in tokens:
+                    delivery = settling.get(token)
+                    if delivery is not None:
+                        delivery.state = "sent"
+                        self.sent += 1
+            else:
+                state: Any = end.value
+                for token in tokens:
+                    delivery = settling.pop(token, None)
+                    if delivery is not None:
+                        if delivery.state == "sent":
+                            self.sent -= 1
+                        delivery.state = state
+                        if on_end is not None:
+                            self.consumer._ended.append(delivery)
+        self.consumer._answered()
+
+
+class Consumer:
+    """Receives for one subscription under one guarantee. Thread-safe; a context manager, whose exit calls `close`.
+
+    Iterate, or call `receive`. Several threads may take deliveries from one consumer.
+
+    - `at_most_once`: acked, and the ack taken by the broker, before a delivery is handed over.
+    - `at_least_once`: the handler acks when it is done; what is not acked is handed out again.
+    """
+
+    def __init__(
+        self,
+        driver: Driver,
+        topics: Sequence[str],
+        subscription: Subscription,
+        guarantee: Guarantee,
+        report: Reporter,
+        *,
+        prefetch: int = 500,
+        prefetch_bytes: int = 64 * 1024 * 1024,
+        positions: Callable[[Sequence[Position]], Mapping[Hashable, Position]] | None = None,
+        max_lease: float = 3600.0,
+        on_end: Callable[[Delivery], object] | None = None,
+        open_timeout: float = 10.0,
+    ) -> None:
+        self.topics = tuple(topics)
+        self.subscription = subscription.name
+        self.guarantee = guarantee
+        self._driver = driver
+        self._declared = subscription
+        self._reporter = report
+        self._prefetch = prefetch
+        self._prefetch_bytes = prefetch_bytes
+        self._positions = positions
+        self._max_lease = max_lease
+        self._on_end = on_end
+        self._open_timeout = open_timeout
+        self._born = _fork.generation
+        self._acked_first = guarantee is Guarantee.AT_MOST_ONCE
+        self._stopping = False
+        self._closed = False
+        self._failure: BrokerkitError | None = None
+        self._wake = threading.Event()
+        self._settle_lock = threading.Lock()
+        self._arrived = threading.Condition()
+        self._changed = threading.Condition()
+        self._ready: deque[Delivery] = deque()
+        self._news: deque[tuple[EventKind, str]] = deque()
+        self._ended: deque[Delivery] = deque()
+        self._producers: dict[tuple[str, bool], Producer] = {}
+        self._session = self._open()
+        self._pump = threading.Thread(
+            target=self._run_pump, name=f"brokerkit pump {self.subscription}", daemon=True
+        )
+        self._settler = threading.Thread(
+            target=self._run_settler, name=f"brokerkit settler {self.subscription}", daemon=True
+        )
+        self._pump.start()
+        self._settler.start()
+
+    # ------------------------------------------------------------ what users call
+
+    @property
+    def state(self) -> Literal["connected", "disconnected", "closed"]:
+        """Whether there is a session with the broker now."""
+        return "closed" if self._closed else "disconnected" if self._session.over else "connected"
+
+    def receive(self, max_messages: int = 100, timeout: float = 1.0) -> list[Delivery]:
+        """Up to `max_messages` deliveries as soon as there is one; empty after `timeout` seconds.
+
+        Raises Closed, and what ended the consumer for good (PositionLost, AccessRefused, NotFound).
+        """
+        if max_messages < 1:
+            raise ConfigurationError(f"max_messages must be at least 1, got {max_messages}")
+        deadline = time.monotonic() + checked_timeout(timeout)
+        while True:
+            self._check()
+            taken = self._take(max_messages)
+            if self._acked_first and taken:
+                taken = self._ack_first(taken)
+            if taken:
+                return taken
+            with self._arrived:
+                left = deadline - time.monotonic()
+                if left <= 0 or self._stopping:
+                    return []
+                if not self._ready:
+                    self._arrived.wait(min(left, 0.5))
+
+    def __iter__(self) -> Iterator[Delivery]:
+        """Deliveries for ever, until `stop` or `close`."""
+        ready = self._ready
+        batch = 100 if self._acked_first else 1
+        while not self._stopping:
+            if not self._acked_first:
+                try:
+                    yield ready.popleft()
+                    continue
+                except IndexError:
+                    pass
+            yield from self.receive(batch, timeout=1.0) if not self._stopping else ()
+
+    def flush(self, timeout: float = 30.0) -> int:
+        """Waits up to `timeout` seconds until every settlement so far has its end; returns how many have none."""
+        self._check(stopped=True)
+        return self._flush(checked_timeout(timeout))
+
+    def stop(self) -> None:
+        """Hands out no more: iteration ends, what was fetched and not started goes back at once. What is in hand
+        can still be settled. Safe to call from a signal handler, and more than once."""
+        self._stopping = True
+        self._wake.set()
+
+    def close(self, timeout: float = 30.0) -> CloseReport:
+        """`stop`, gives back what is in hand and not settled, waits for the ends of settlements, ends the session.
+
+        Idempotent. What could not be finished within `timeout` seconds is reported, here and as an event.
+        """
+        _fork.check(self._born, "consumer")
+        deadline = time.monotonic() + checked_timeout(timeout)
+        self.stop()
+        with self._changed:
+            if self._closed:
+                return CloseReport()
+            self._closed = True
+        with self._arrived:
+            self._arrived.notify_all()
+        self._pump.join(max(1.0, deadline - time.monotonic()))
+        session = self._session
+        given_back = self._give_back(session, list(session.outstanding.values()))
+        unanswered = self._flush(max(0.0, deadline - time.monotonic()))
+        self._wake.set()
+        self._settler.join(max(1.0, deadline - time.monotonic()))
+        for producer in self._producers.values():
+            producer.close(max(0.0, deadline - time.monotonic()))
+        session.over = True
+        session.receiver.close(max(0.5, deadline - time.monotonic()))
+        if unanswered:
+            self._report(EventKind.UNFINISHED, f"closed with {unanswered} settlements whose end is not known")
+        self._tell()
+        return CloseReport(given_back, unanswered)
+
+    def __enter__(self) -> Consumer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Consumer({', '.join(self.topics)}; {self.subscription}, {self.guarantee}, {self.state})"
+
+    # ------------------------------------------------------------ handing over
+
+    def _check(self, *, stopped: bool = False) -> None:
+        _fork.check(self._born, "consumer")
+        if self._failure is not None:
+            raise self._failure
+        if self._closed or (self._stopping and not stopped and not self._ready):
+            raise Closed(f"the consumer of {self.subscription!r} is {'closed' if self._closed else 'stopped'}")
+
+    def _take(self, most: int) -> list[Delivery]:
+        taken: list[Delivery] = []
+        ready = self._ready
+        try:
+            while len(taken) < most:
+                delivery = ready.popleft()
+                if delivery.state == "pending":
+                    taken.append(delivery)
+        except IndexError:
+            pass
+        return taken
+
+    def _ack_first(self, taken: list[Delivery]) -> list[Delivery]:
+        """At most once: acks, waits until the broker has taken the ack, and keeps only what it has."""
+        for delivery in taken:
+            session = delivery._session
+            if session.outstanding.pop(delivery._raw.token, None) is not None:
+                delivery.state = "settling"
+                session.settling[delivery._raw.token] = delivery
+                session.acks.append(delivery._raw.token)
+        self._flush(self._open_timeout)
+        kept = [delivery for delivery in taken if delivery.state in ("settled", "sent")]
+        if len(kept) < len(taken):
+            dropped = len(taken) - len(kept)
+            self._report(EventKind.DROPPED, f"{dropped} deliveries at most once whose ack was not taken")
+        return kept
+
+    # ------------------------------------------------------------ settling
+
+    def _nack(self, delivery: Delivery, delay: float) -> None:
+        if not delay >= 0:
+            raise ConfigurationError(f"delay must not be negative, got {delay}")
+        session = delivery._session
+        traits = session.receiver.traits
+        limit = self._declared.attempts or traits.attempts
+        how = traits.nack_delay if delay else traits.nack
+        if how == "none":
+            raise NotSupported("this broker cannot delay a nack: call nack() without a delay")
+        attempt = delivery.attempt
+        if (
+            limit is not None
+            and attempt is not None
+            and attempt >= limit
+            and self._dead_letter(session) is not None
+        ):
+            self._reject(delivery, f"attempt {attempt} of {limit} failed")
+            return
+        session.claim(delivery)
+        if how == "native":
+            session.nacks.append(Nack(delivery._raw.token, delay))
+        else:
+            headers: dict[str, str | bytes] = dict(delivery._raw.headers)
+            headers["brokerkit-attempt"] = str((attempt or 1) + 1)
+            headers.pop("brokerkit-due", None)
+            if delay:
+                headers["brokerkit-due"] = str(int((time.time() + delay) * 1000))
+            self._send_on(delivery, delivery.topic, headers, delay, again=True)
+        self._wake.set()
+
+    def _reject(self, delivery: Delivery, reason: str) -> None:
+        session = delivery._session
+        dead_letter = self._dead_letter(session)
+        native = session.receiver.traits.dead_letters == "native"
+        if dead_letter is None:
+            raise NotSupported(
+                f"subscription {self.subscription!r} has no dead letters: declare it with attempts= or dead_letter="
+            )
+        session.claim(delivery)
+        if native:
+            session.rejects.append(Reject(delivery._raw.token, reason))
+        else:
+            headers: dict[str, str | bytes] = dict(delivery._raw.headers)
+            headers["brokerkit-dead-reason"] = reason
+            headers["brokerkit-dead-topic"] = delivery.topic
+            headers["brokerkit-dead-subscription"] = self.subscription
+            headers.pop("brokerkit-due", None)
+            self._send_on(delivery, dead_letter, headers, 0.0, again=False)
+        self._report(EventKind.DEAD_LETTERED, f"message {delivery.id}: {reason}")
+        self._wake.set()
+
+    def _dead_letter(self, session: _Session) -> str | None:
+        return self._declared.dead_letter or session.receiver.traits.dead_letter
+
+    def _extend(self, delivery: Delivery, seconds: float | None) -> None:
+        session = delivery._session
+        traits = session.receiver.traits
+        if not traits.renewable or traits.lease_seconds is None:
+            raise NotSupported(
+                "leases of this broker cannot be renewed: declare(handling_seconds=…) sets how long a handler may take"
+            )
+        if delivery._raw.token not in session.outstanding:
+            session.explain(delivery)
+        with self._settle_lock:
+            session.receiver.extend([delivery._raw.token], seconds or traits.lease_seconds)
+
+    def _send_on(self, delivery: Delivery, topic: str, headers: Headers, delay: float, *, again: bool) -> None:
+        """A confirmed send of a copy, then the ack. When it does not end confirmed, the session is ended, so that
+        the message is handed out again rather than forgotten."""
+        raw = delivery._raw
+        session = delivery._session
+        fields = (raw.body, raw.id, raw.key, headers, raw.content_type, raw.published_at, "producer")
+        message: Message = make(Message, fields)
+
+        def ended(receipt: Receipt) -> None:
+            if receipt.state == "confirmed":
+                session.acks.append(raw.token)
+            else:
+                self._disconnected(session, f"a copy of message {raw.id} could not be sent on: {receipt.error}")
+            self._wake.set()
+
+        self._copier(topic, again)._send_one(
+            message, delay if self._driver.capabilities.delayed_send else 0.0, ended
+        )
+
+    def _copier(self, topic: str, again: bool) -> Producer:
+        with self._changed:
+            producer = self._producers.get((topic, again))
+            if producer is None:
+                producer = self._producers[topic, again] = Producer(
+                    self._driver,
+                    topic,
+                    Guarantee.AT_LEAST_ONCE,
+                    self._reporter,
+                    subscription=self.subscription if again else None,
+                    native=self._declared.native if again else None,
+                )
+            return producer
+
+    def _give_back(self, session: _Session, deliveries: Sequence[Delivery]) -> int:
+        """Nacks what nobody will settle any more; returns how many."""
+        count = 0
+        for delivery in deliveries:
+            if session.outstanding.pop(delivery._raw.token, None) is not None:
+                session.settling[delivery._raw.token] = delivery
+                session.nacks.append(Nack(delivery._raw.token, 0.0, unstarted=True))
+                delivery.state = "lost"
+                count += 1
+        self._wake.set()
+        return count
+
+    def _give_back_ready(self) -> None:
+        unstarted: list[Delivery] = []
+        with contextlib.suppress(IndexError):
+            while True:
+                unstarted.append(self._ready.popleft())
+        self._give_back(self._session, [delivery for delivery in unstarted if delivery._session is self._session])
+
+    def _settle(self, session: _Session) -> None:
+        """Passes on what has piled up. From the settler, or from the pump inside `revoked`."""
+        with self._settle_lock:
+            acks, nacks, rejects = _cut(session.acks), _cut(session.nacks), _cut(session.rejects)
+            if not (acks or nacks or rejects) or session.over:
+                return
+            try:
+                session.receiver.settle(acks, nacks, rejects)
+            except ConnectionLost as error:
+                self._disconnected(session, str(error))
+
+    def _run_settler(self) -> None:
+        answered_at = time.monotonic()
+        while True:
+            session = self._session
+            keeper = session.keeper
+            self._wake.wait(min(0.5, keeper.due_in() if keeper is not None else 0.5))
+            self._wake.clear()
+            if self._stopping and self._ready:
+                self._give_back_ready()
+            self._settle(session)
+            if keeper is not None and not session.over:
+                self._renew(session, keeper)
+            if session.sent and time.monotonic() - answered_at > 1.0:
+                self._ask_for_answers(session, 5.0)
+                answered_at = time.monotonic()
+            self._tell()
+            if (
+                self._closed
+                and not self._pump.is_alive()
+                and not (session.acks or session.nacks or session.rejects)
+            ):
+                return
+
+    def _renew(self, session: _Session, keeper: LeaseKeeper) -> None:
+        with self._settle_lock:
+            try:
+                keeper.keep(session.outstanding)
+            except ConnectionLost as error:
+                self._disconnected(session, str(error))
+
+    def _ask_for_answers(self, session: _Session, timeout: float) -> None:
+        with self._settle_lock:
+            try:
+                if not session.over:
+                    session.receiver.flush(timeout)
+            except ConnectionLost as error:
+                self._disconnected(session, str(error))
+
+    def _flush(self, timeout: float) -> int:
+        """Waits for the end of every settlement; returns how many have none."""
+        deadline = time.monotonic() + timeout
+        session = self._session
+        while session.settling and not session.over:
+            self._settle(session)
+            left = deadline - time.monotonic()
+            if left <= 0:
+                break
+            self._ask_for_answers(session, left)
+            with self._changed:
+                if session.settling and not session.over:
+                    self._changed.wait(min(left, 0.02))
+        return len(session.settling)
+
+    def _answered(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    # ------------------------------------------------------------ the pump: fetching, reconnecting
+
+    def _open(self) -> _Session:
+        session = _Session(self)
+        session.receiver = self._driver.receiver(
+            self.topics,
+            self._declared,
+            self.guarantee,
+            session.settled,
+            session,
+            prefetch=self._prefetch,
+            prefetch_bytes=self._prefetch_bytes,
+            timeout=self._open_timeout,
+        )
+        traits = session.receiver.traits
+        if traits.renewable and traits.lease_seconds is not None:
+            session.keeper = LeaseKeeper(traits.lease_seconds, self._max_lease, session.receiver.extend)
+        return session
+
+    def _run_pump(self) -> None:
+        while not self._closed:
+            session = self._session
+            if session.over:
+                if not self._reconnect():
+                    return
+                continue
+            try:
+                self._fetch(session)
+            except ConnectionLost as error:
+                self._disconnected(session, str(error))
+            except Closed as error:
+                if not self._closed:
+                    self._fail(error)
+                return
+            except BrokerkitError as error:
+                self._fail(error)
+                return
+
+    def _fetch(self, session: _Session) -> None:
+        room = self._room(session)
+        if room <= 0:
+            with self._changed:
+                if self._room(session) <= 0:
+                    self._changed.wait(_IDLE)
+            session.receiver.receive(0, 0.0)
+            return
+        incoming = session.receiver.receive(min(room, _FETCH), 0.1)
+        if not incoming:
+            return
+        now = time.monotonic()
+        deliveries = [Delivery(raw, session, now) for raw in incoming]
+        session.outstanding.update(zip([raw.token for raw in incoming], deliveries, strict=True))
+        if self._stopping:
+            self._give_back(session, deliveries)
+            return
+        with self._arrived:
+            self._ready.extend(deliveries)
+            self._arrived.notify_all()
+
+    def _room(self, session: _Session) -> int:
+        """How many more may be in flight. Refilled from half empty, in batches."""
+        if self._stopping:
+            return 0
+        held = len(session.outstanding)
+        if held > self._prefetch // 2:
+            return 0
+        if (
+            held
+            and sum(delivery._raw.size for delivery in list(session.outstanding.values())) >= self._prefetch_bytes
+        ):
+            return 0
+        return self._prefetch - held
+
+    def _disconnected(self, session: _Session, reason: str) -> None:
+        if session.over:
+            return
+        session.over = True
+        session.drop(list(session.outstanding), reason)
+        with contextlib.suppress(KeyError):
+            while session.settling:
+                _, delivery = session.settling.popitem()
+                if delivery.state != "lost":
+                    delivery.state = "unknown"
+                    if self._on_end is not None:
+                        self._ended.append(delivery)
+        if not self._closed:
+            self._report(EventKind.DISCONNECTED, reason)
+        self._answered()
+
+    def _reconnect(self) -> bool:
+        """Opens sessions until one holds; False when the consumer ended meanwhile, or for good."""
+        with self._settle_lock:
+            self._session.receiver.close(1.0)
+        for wait in backoffs():
+            if self._closed:
+                return False
+            try:
+                self._session = self._open()
+            except (ConnectionLost, TimeoutError):
+                time.sleep(wait)
+                continue
+            except PositionLost as error:
+                self._fail(error)
+                return False
+            except BrokerkitError as error:
+                # A broker that has just come back may not know its queues or users yet.
+                if self._grace_is_over():
+                    self._fail(error)
+                    return False
+                time.sleep(wait)
+                continue
+            self._grace = None
+            self._report(EventKind.RECONNECTED, f"receiving for {self.subscription!r} again")
+            self._wake.set()
+            return True
+        return False
+
+    _grace: float | None = None
+
+    def _grace_is_over(self) -> bool:
+        if self._grace is None:
+            self._grace = time.monotonic() + 60.0
+        return time.monotonic() > self._grace
+
+    def _fail(self, error: BrokerkitError) -> None:
+        self._failure = error
+        self._report(EventKind.LOST, f"the consumer has ended: {error}")
+        with self._arrived:
+            self._arrived.notify_all()
+
+    # ------------------------------------------------------------ assignment
+
+    def _assigned(self, positions: Sequence[Position]) -> Mapping[Hashable, Position]:
+        self._report(EventKind.ASSIGNED, ", ".join(map(str, positions)))
+        return self._positions(positions) if self._positions is not None else {}
+
+    def _revoked(self, session: _Session, lanes: Sequence[Hashable], timeout: float) -> None:
+        """Gives unstarted deliveries of these lanes up, and waits for those in hand."""
+        gone = set(lanes)
+        unstarted = [delivery for delivery in list(self._ready) if delivery._raw.lane in gone]
+        for delivery in unstarted:
+            with contextlib.suppress(ValueError):
+                self._ready.remove(delivery)
+                session.drop([delivery._raw.token], "its partition went to another consumer")
+        deadline = time.monotonic() + timeout
+        while True:
+            self._settle(session)
+            if not self._held(session, gone) or time.monotonic() >= deadline:
+                break
+            self._wake.clear()
+            self._wake.wait(0.01)
+        self._settle(session)
+        session.drop(self._held(session, gone), "its partition went to another consumer")
+        self._report(EventKind.REVOKED, ", ".join(map(str, lanes)))
+
+    def _lost(self, session: _Session, lanes: Sequence[Hashable], reason: str) -> None:
+        session.drop(self._held(session, set(lanes)), reason)
+        self._report(EventKind.LOST, f"{', '.join(map(str, lanes))}: {reason}")
+
+    def _held(self, session: _Session, lanes: set[Hashable]) -> list[Token]:
+        return [token for token, held in list(session.outstanding.items()) if held._raw.lane in lanes]
+
+    # ------------------------------------------------------------ telling
+
+    def _report(self, kind: EventKind, detail: str) -> None:
+        """For the settler to tell: users' callbacks never run under a lock or on a client's thread."""
+        self._news.append((kind, detail))
+        self._wake.set()
+
+    def _tell(self) -> None:
+        while self._news:
+            self._reporter(*self._news.popleft())
+        while self._ended:
+            delivery = self._ended.popleft()
+            if self._on_end is not None:
+                call(self._on_end, delivery)
+
+
+def _cut(items: list[_T]) -> list[_T]:
+    """Takes what is in the list now; other threads may append meanwhile."""
+    taken = items[:]
+    del items[: len(taken)]
+    return taken

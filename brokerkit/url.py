@@ -1,0 +1,93 @@
+"""Broker URLs: parsed, typed and checked. No error and no repr shows a password."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+import pydantic
+
+from brokerkit.errors import ConfigurationError
+from brokerkit.plugins import Plugin, Settings, Url, plugin_for
+
+
+def parse(url: str, keywords: Mapping[str, Any]) -> tuple[Plugin, Url, Settings]:
+    """The plugin that serves `url`, its parts, and its settings: query parameters, overridden by `keywords`.
+
+    Raises ConfigurationError for an unknown scheme, a malformed part, an unknown option or a wrong value.
+    """
+    if not isinstance(url, str) or "://" not in url:
+        raise ConfigurationError("a broker URL looks like kafka://localhost:9092 or sqlite:///queue.db")
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise ConfigurationError(f"malformed broker URL: {error}") from None
+    if parts.fragment:
+        raise ConfigurationError("a broker URL has no fragment; write # inside a password as %23")
+    plugin = plugin_for(parts.scheme)
+    userinfo, _, hosts = parts.netloc.rpartition("@")
+    user, colon, password = userinfo.partition(":")
+    parsed = Url(
+        scheme=parts.scheme,
+        netloc=hosts,
+        path=unquote(parts.path),
+        username=unquote(user) if userinfo else None,
+        password=unquote(password) if colon else None,
+        hosts=tuple(_host(host) for host in hosts.split(",") if host),
+    )
+    return plugin, parsed, _settings(plugin, _query(parts.query), keywords)
+
+
+def _host(text: str) -> tuple[str, int | None]:
+    host, port = text, ""
+    if text.startswith("["):
+        host, _, rest = text[1:].partition("]")
+        port = rest.removeprefix(":")
+    elif ":" in text:
+        host, _, port = text.rpartition(":")
+    if port and not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+        raise ConfigurationError(f"port {port!r} of host {host!r} is not a number from 1 to 65535")
+    return host, int(port) if port else None
+
+
+def _query(query: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        if name in found:
+            raise ConfigurationError(f"option {name!r} is given twice in the URL")
+        found[name] = value
+    return found
+
+
+def _settings(plugin: Plugin, query: Mapping[str, str], keywords: Mapping[str, Any]) -> Settings:
+    client = {name.removeprefix("client."): value for name, value in query.items() if name.startswith("client.")}
+    values: dict[str, Any] = {name: value for name, value in query.items() if not name.startswith("client.")}
+    for name, value in keywords.items():
+        if name == "client":
+            client |= {option: _text(setting) for option, setting in value.items()}
+        else:
+            values[name] = value
+    try:
+        return plugin.settings(client=client, **values)
+    except pydantic.ValidationError as error:
+        raise ConfigurationError(_explain(plugin, error)) from None
+
+
+def _text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _explain(plugin: Plugin, error: pydantic.ValidationError) -> str:
+    known = sorted(name for name in plugin.settings.model_fields if name != "client")
+    sentences = []
+    for problem in error.errors(include_url=False, include_input=False, include_context=False):
+        name = ".".join(map(str, problem["loc"]))
+        if problem["type"] == "extra_forbidden":
+            sentences.append(
+                f"unknown option {name!r} for {plugin.name}; known: {', '.join(known)}, and client.NAME for the "
+                "client library's own"
+            )
+        else:
+            sentences.append(f"option {name!r} for {plugin.name}: {problem['msg']}")
+    return "; ".join(sentences)

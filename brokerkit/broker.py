@@ -256,9 +256,7 @@ class Broker:
         """
         self._check()
         if store is not None:
-            raise NotSupported(
-                "stores come with brokerkit.once; leave store out to use the broker's own transactions"
-            )
+            raise NotSupported("stores come with brokerkit.once; leave store out to use the broker's own transactions")
         if not self.capabilities.transactions:
             raise NotSupported(
                 f"{self._name} has no transactions of its own: record the message ids in the database transaction of "

@@ -248,9 +248,7 @@ class _Session:
         if self.consumer._closed and delivery.state in ("pending", "lost"):
             raise Closed("the consumer was closed; the message has been given back")
         if delivery.state == "lost" or (delivery.state == "pending" and self.over):
-            raise LeaseLost(
-                f"message {delivery.id} is no longer this consumer's: {self.why or 'its lease is over'}"
-            )
+            raise LeaseLost(f"message {delivery.id} is no longer this consumer's: {self.why or 'its lease is over'}")
         raise AlreadySettled(f"message {delivery.id} was settled before (now {delivery.state})")
 
     def drop(self, tokens: Sequence[Token], reason: str) -> None:
@@ -301,9 +299,10 @@ class _Session:
                     if delivery is not None:
                         if delivery.state == "sent":
                             self.sent -= 1
-                        delivery.state = state
-                        if on_end is not None:
-                            self.consumer._ended.append(delivery)
+                        if delivery.state != "lost":  # given back: its end is known already
+                            delivery.state = state
+                            if on_end is not None:
+                                self.consumer._ended.append(delivery)
         self.consumer._answered()
 
 
@@ -357,9 +356,7 @@ class Consumer:
         self._ended: deque[Delivery] = deque()
         self._producers: dict[tuple[str, bool], Producer] = {}
         self._session = self._open()
-        self._pump = threading.Thread(
-            target=self._run_pump, name=f"brokerkit pump {self.subscription}", daemon=True
-        )
+        self._pump = threading.Thread(target=self._run_pump, name=f"brokerkit pump {self.subscription}", daemon=True)
         self._settler = threading.Thread(
             target=self._run_settler, name=f"brokerkit settler {self.subscription}", daemon=True
         )
@@ -505,12 +502,7 @@ class Consumer:
         if how == "none":
             raise NotSupported("this broker cannot delay a nack: call nack() without a delay")
         attempt = delivery.attempt
-        if (
-            limit is not None
-            and attempt is not None
-            and attempt >= limit
-            and self._dead_letter(session) is not None
-        ):
+        if limit is not None and attempt is not None and attempt >= limit and self._dead_letter(session) is not None:
             self._reject(delivery, f"attempt {attempt} of {limit} failed")
             return
         session.claim(delivery)
@@ -576,9 +568,7 @@ class Consumer:
                 self._disconnected(session, f"a copy of message {raw.id} could not be sent on: {receipt.error}")
             self._wake.set()
 
-        self._copier(topic, again)._send_one(
-            message, delay if self._driver.capabilities.delayed_send else 0.0, ended
-        )
+        self._copier(topic, again)._send_one(message, delay if self._driver.capabilities.delayed_send else 0.0, ended)
 
     def _copier(self, topic: str, again: bool) -> Producer:
         with self._changed:
@@ -640,11 +630,7 @@ class Consumer:
                 self._ask_for_answers(session, 5.0)
                 answered_at = time.monotonic()
             self._tell()
-            if (
-                self._closed
-                and not self._pump.is_alive()
-                and not (session.acks or session.nacks or session.rejects)
-            ):
+            if self._closed and not self._pump.is_alive() and not (session.acks or session.nacks or session.rejects):
                 return
 
     def _renew(self, session: _Session, keeper: LeaseKeeper) -> None:
@@ -747,10 +733,7 @@ class Consumer:
         held = len(session.outstanding)
         if held > self._prefetch // 2:
             return 0
-        if (
-            held
-            and sum(delivery._raw.size for delivery in list(session.outstanding.values())) >= self._prefetch_bytes
-        ):
+        if held and sum(delivery._raw.size for delivery in list(session.outstanding.values())) >= self._prefetch_bytes:
             return 0
         return self._prefetch - held
 

@@ -302,7 +302,7 @@ class Receiver(ABC):
         Same threads as `settle`. Only called when `Traits.renewable`."""
         raise NotSupported("leases of this broker cannot be renewed")
 
-    def flush(self, timeout: float) -> None:
+    def flush(self, timeout: float) -> None:  # noqa: B027
         """Makes the broker answer for settlements that are only SENT, or are batched, within `timeout` seconds."""
 
     @abstractmethod

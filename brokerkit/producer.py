@@ -231,9 +231,7 @@ class Producer:
     def in_flight(self) -> int:
         """Messages taken and not ended."""
         session = self._session
-        return (
-            len(self._backlog) + len(self._offered) + len(self._again) + (len(session.receipts) if session else 0)
-        )
+        return len(self._backlog) + len(self._offered) + len(self._again) + (len(session.receipts) if session else 0)
 
     def send(
         self,
@@ -249,8 +247,8 @@ class Producer:
         """Hands one message over and returns its receipt at once, or waits for room in the bound.
 
         `delay` in seconds, where the broker has it. `on_end` is called with the receipt once it ended, on the
-        producer's own thread, which also retries: keep it short, and do not wait in it. Raises ConfigurationError for a wrong argument,
-        ProducerFull when there is no room in time, Closed.
+        producer's own thread, which also retries: keep it short, and do not wait in it. Raises ConfigurationError for a
+        wrong argument, ProducerFull when there is no room in time, Closed.
         """
         return self._send_one(Message(body, id, key, headers, content_type), delay, on_end)
 
@@ -320,9 +318,7 @@ class Producer:
         if self._closing:
             raise Closed(f"the producer of {self.topic!r} is closed")
 
-    def _send_one(
-        self, message: Message, delay: float, on_end: Callable[[Receipt], object] | None = None
-    ) -> Receipt:
+    def _send_one(self, message: Message, delay: float, on_end: Callable[[Receipt], object] | None = None) -> Receipt:
         self._check()
         if delay:
             self._check_delay(delay)
@@ -406,11 +402,8 @@ class Producer:
             )
 
     def _has_room(self) -> bool:
-        return (
-            self._closing
-            or self.in_flight < self._max_in_flight
-            and self._bytes_in - self._bytes_out < self._max_bytes
-        )
+        bytes_in_flight = self._bytes_in - self._bytes_out
+        return self._closing or (self.in_flight < self._max_in_flight and bytes_in_flight < self._max_bytes)
 
     def _wait_until(self, done: Callable[[], bool], deadline: float) -> bool:
         with self._room:

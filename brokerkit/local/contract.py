@@ -25,6 +25,10 @@ class Unavailable(Exception):
     """No provider can start this broker here; the text lists each one with what would make it work."""
 
 
+class StartFailed(Exception):
+    """A provider was chosen, and its broker did not start, or is not running; the text has the end of its log."""
+
+
 class LocalBroker(ABC):
     """One local broker, of one or more nodes. Not thread-safe. Every process it starts dies with its owner,
     also when the owner is killed with SIGKILL, and it leaves no file outside `directory`.
@@ -36,6 +40,8 @@ class LocalBroker(ABC):
 
     name: str
     """The target's name, `rabbitmq:3.10`."""
+    default_nodes: int = 1
+    """How many nodes this target means where the caller names no number."""
 
     @abstractmethod
     def provision(self) -> Chosen:

@@ -158,7 +158,7 @@ class _Received(Incoming):
         return Position(self.topic, LANE, self.place)
 
     @property
-    def native(self) -> Message:  # type: ignore[override]
+    def native(self) -> Message:
         return self.message
 
     @property
@@ -388,7 +388,9 @@ class MemoryDriver(Driver):
         """In one process nothing fails but the process, and then everything is gone."""
         gone = Claim(Likelihood.EXPECTED, condition="kept in the memory of one process")
         source = "brokerkit_memory/driver.py"
-        points = {point: Claim(source=source) for point in (FailurePoint.NONE, FailurePoint.CLEAN_SHUTDOWN)}
+        points: dict[str, Claim] = {
+            point: Claim(source=source) for point in (FailurePoint.NONE, FailurePoint.CLEAN_SHUTDOWN)
+        }
         points[FailurePoint.POISON] = Claim(source=source)
         points[FailurePoint.BROKER_KILLED] = gone
         return Claims(points, Properties(order="single_consumer", dedup="message_id", durable="none"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from brokerkit import _fork
 from brokerkit.consumer import Consumer, Delivery
@@ -16,6 +16,7 @@ from brokerkit.producer import Producer, checked_timeout
 from brokerkit.transactions import Retry, Transactions
 from brokerkit.url import parse
 
+_Opened = TypeVar("_Opened", Producer, Consumer, Transactions)
 _NAME = re.compile(r"[A-Za-z](?!.*--)[A-Za-z0-9_-]{2,37}")
 
 
@@ -176,8 +177,7 @@ class Broker:
             full_timeout=checked_timeout(full_timeout),
             open_timeout=checked_timeout(timeout),
         )
-        self._open.append(producer)
-        return producer
+        return self._remember(producer)
 
     def consumer(
         self,
@@ -236,8 +236,7 @@ class Broker:
             on_end=on_end,
             open_timeout=checked_timeout(timeout),
         )
-        self._open.append(consumer)
-        return consumer
+        return self._remember(consumer)
 
     def transactions(
         self,
@@ -272,8 +271,7 @@ class Broker:
             max_messages=max_messages,
             timeout=checked_timeout(timeout),
         )
-        self._open.append(transactions)
-        return transactions
+        return self._remember(transactions)
 
     def close(self, timeout: float = 30.0) -> None:
         """Closes what is still open, then the connection. Idempotent."""
@@ -298,6 +296,11 @@ class Broker:
         _fork.check(self._born, "broker")
         if self._closed:
             raise Closed("the broker is closed: call brokerkit.connect() again")
+
+    def _remember(self, opened: _Opened) -> _Opened:
+        """For `close`; what was closed meanwhile is forgotten."""
+        self._open = [*(other for other in self._open if not other.closed), opened]
+        return opened
 
     def _topics(self, topics: Sequence[str], native: Mapping[str, Any] | None) -> Sequence[str]:
         if not topics:

@@ -346,6 +346,7 @@ class Consumer:
         self._acked_first = guarantee is Guarantee.AT_MOST_ONCE
         self._stopping = False
         self._closed = False
+        self._given_back = 0
         self._failure: BrokerkitError | None = None
         self._wake = threading.Event()
         self._settle_lock = threading.Lock()
@@ -369,6 +370,10 @@ class Consumer:
     def state(self) -> Literal["connected", "disconnected", "closed"]:
         """Whether there is a session with the broker now."""
         return "closed" if self._closed else "disconnected" if self._session.over else "connected"
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
 
     def receive(self, max_messages: int = 100, timeout: float = 1.0) -> list[Delivery]:
         """Up to `max_messages` deliveries as soon as there is one; empty after `timeout` seconds.
@@ -432,7 +437,7 @@ class Consumer:
             self._arrived.notify_all()
         self._pump.join(max(1.0, deadline - time.monotonic()))
         session = self._session
-        given_back = self._give_back(session, list(session.outstanding.values()))
+        self._give_back(session, list(session.outstanding.values()))
         unanswered = self._flush(max(0.0, deadline - time.monotonic()))
         self._wake.set()
         self._settler.join(max(1.0, deadline - time.monotonic()))
@@ -443,7 +448,7 @@ class Consumer:
         if unanswered:
             self._report(EventKind.UNFINISHED, f"closed with {unanswered} settlements whose end is not known")
         self._tell()
-        return CloseReport(given_back, unanswered)
+        return CloseReport(self._given_back, unanswered)
 
     def __enter__(self) -> Consumer:
         return self
@@ -584,17 +589,15 @@ class Consumer:
                 )
             return producer
 
-    def _give_back(self, session: _Session, deliveries: Sequence[Delivery]) -> int:
-        """Nacks what nobody will settle any more; returns how many."""
-        count = 0
+    def _give_back(self, session: _Session, deliveries: Sequence[Delivery]) -> None:
+        """Nacks what nobody will settle any more."""
         for delivery in deliveries:
             if session.outstanding.pop(delivery._raw.token, None) is not None:
                 session.settling[delivery._raw.token] = delivery
                 session.nacks.append(Nack(delivery._raw.token, 0.0, unstarted=True))
                 delivery.state = "lost"
-                count += 1
+                self._given_back += 1
         self._wake.set()
-        return count
 
     def _give_back_ready(self) -> None:
         unstarted: list[Delivery] = []

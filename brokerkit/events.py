@@ -82,7 +82,7 @@ def call(callback: Callable[[T], object], value: T) -> None:
 
 def backoffs() -> Iterator[float]:
     """Seconds to wait before each further attempt to reach a broker: from about 50 ms up to 2 s, with jitter."""
-    wait = tenacity.wait_exponential_jitter(initial=0.05, max=2.0, exp_base=1.8, jitter=0.05)
+    wait = tenacity.wait_exponential_jitter(multiplier=0.05, max=2.0, exp_base=1.8, jitter=0.05)
     state = tenacity.RetryCallState(tenacity.Retrying(), None, (), {})
     while True:
         yield min(wait(state), 2.0)

@@ -228,6 +228,10 @@ class Producer:
         return "disconnected" if session is None or session.over else "connected"
 
     @property
+    def closed(self) -> bool:
+        return self._closing
+
+    @property
     def in_flight(self) -> int:
         """Messages taken and not ended."""
         session = self._session
@@ -551,7 +555,7 @@ class Producer:
 
     def _work(self) -> None:
         while not self._closed:
-            self._wake.wait(0.1 if self.in_flight or self._session is None else 1.0)
+            self._wake.wait(0.1 if self.in_flight or self._session is None else min(1.0, self._delivery_timeout / 2))
             self._wake.clear()
             self._put_again()
             self._expire()
@@ -570,7 +574,8 @@ class Producer:
             with self._outcomes:
                 again, self._again = self._again, []
             if again:
-                self._backlog.extendleft(sorted(again, key=lambda receipt: receipt._deadline, reverse=True))
+                again.sort(key=lambda receipt: receipt._deadline)
+                self._backlog.extendleft(reversed(again))
                 if self._session is not None and not self._session.over:
                     self._resume_at = time.monotonic() + next(self._backoff)
 

@@ -140,6 +140,10 @@ class Transactions:
             if transaction is not None:
                 yield transaction
 
+    @property
+    def closed(self) -> bool:
+        return self._stopping and self._transactor is None
+
     def stop(self) -> None:
         """Ends the iteration after the current transaction. Safe to call from a signal handler."""
         self._stopping = True

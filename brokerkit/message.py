@@ -57,26 +57,7 @@ class Message(_Fields):
         id_source: IdSource = "producer",
     ) -> Message:
         """Raises ConfigurationError when a field has the wrong type; the error names it."""
-        if type(body) is not bytes and body is not None:
-            if not isinstance(body, (bytes, bytearray, memoryview)):
-                raise ConfigurationError(
-                    f"body must be bytes, not {type(body).__name__}: encode it first, "
-                    "for example json.dumps(value).encode()"
-                )
-            body = bytes(body)
-        message: Message = make(
-            Message,
-            (
-                body,
-                new_id() if id is None else _text("id", id),
-                None if key is None else _text("key", key),
-                checked_headers(headers) if headers else NO_HEADERS,
-                None if content_type is None else _text("content_type", content_type),
-                now_ms() if published_at is None else published_at,
-                id_source,
-            ),
-        )
-        return message
+        return outgoing(body, id, key, headers, content_type, published_at, id_source)
 
     def __repr__(self) -> str:
         size = "tombstone" if self.body is None else f"{len(self.body)} bytes"
@@ -85,6 +66,41 @@ class Message(_Fields):
 
 make: Callable[..., Any] = tuple.__new__
 """`make(Message, fields)` builds a message from fields already known to be right."""
+
+
+def outgoing(
+    body: bytes | None,
+    id: str | None = None,
+    key: str | None = None,
+    headers: Headers | None = None,
+    content_type: str | None = None,
+    published_at: int | None = None,
+    id_source: IdSource = "producer",
+) -> Message:
+    """What Message() does; a plain call costs half of what a class call does, and every send pays it."""
+    if type(body) is not bytes and body is not None:
+        body = _bytes(body)
+    message: Message = make(
+        Message,
+        (
+            body,
+            f"{_ids.prefix}{_ids.next():x}" if id is None else _text("id", id),
+            None if key is None else _text("key", key),
+            checked_headers(headers) if headers else NO_HEADERS,
+            None if content_type is None else _text("content_type", content_type),
+            time.time_ns() // 1_000_000 if published_at is None else published_at,
+            id_source,
+        ),
+    )
+    return message
+
+
+def _bytes(body: object) -> bytes:
+    if not isinstance(body, (bytes, bytearray, memoryview)):
+        raise ConfigurationError(
+            f"body must be bytes, not {type(body).__name__}: encode it first, for example json.dumps(value).encode()"
+        )
+    return bytes(body)
 
 
 def now_ms() -> int:

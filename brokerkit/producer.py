@@ -30,7 +30,7 @@ from brokerkit.errors import (
 )
 from brokerkit.events import EventKind, Reporter, backoffs, call
 from brokerkit.guarantees import Guarantee
-from brokerkit.message import Headers, Message
+from brokerkit.message import Headers, Message, outgoing
 
 State = Literal["pending", "confirmed", "refused", "unknown"]
 PENDING: Final = "pending"
@@ -254,7 +254,7 @@ class Producer:
         producer's own thread, which also retries: keep it short, and do not wait in it. Raises ConfigurationError for a
         wrong argument, ProducerFull when there is no room in time, Closed.
         """
-        return self._send_one(Message(body, id, key, headers, content_type), delay, on_end)
+        return self._send_one(outgoing(body, id, key, headers, content_type), delay, on_end)
 
     def send_many(
         self, messages: Iterable[Message | bytes], *, on_end: Callable[[Receipt], object] | None = None
@@ -266,7 +266,7 @@ class Producer:
         receipts: list[Receipt] = []
         batch: list[Receipt] = []
         for message in messages:
-            made = message if type(message) is Message else Message(message)  # type: ignore[arg-type]
+            made = message if isinstance(message, Message) else outgoing(message)
             batch.append(Receipt(made, 0.0, on_end))
             if len(batch) == _BATCH:
                 self._hand_over(batch)
@@ -322,12 +322,17 @@ class Producer:
         if self._closing:
             raise Closed(f"the producer of {self.topic!r} is closed")
 
-    def _send_one(self, message: Message, delay: float, on_end: Callable[[Receipt], object] | None = None) -> Receipt:
-        self._check()
+    def _send_one(
+        self, message: Message, delay: float = 0.0, on_end: Callable[[Receipt], object] | None = None
+    ) -> Receipt:
+        """The hot path: one message straight to an asynchronous sender, when nothing stands before it."""
+        if self._born != _fork.generation or self._closing:
+            self._check()
         if delay:
             self._check_delay(delay)
         receipt = Receipt(message, delay, on_end)
-        if self._direct and not delay:
+        if self._direct and self._tracked and not delay:
+            size = len(message[0] or b"")
             with self._lock:
                 session = self._session
                 if (
@@ -337,34 +342,25 @@ class Producer:
                     and len(session.receipts) < self._max_in_flight
                     and self._bytes_in - self._bytes_out < self._max_bytes
                     and not self._closing
-                    and not session.over
-                    and self._offer_one(session, receipt)
                 ):
-                    return receipt if self._tracked else self._untracked
+                    receipt._deadline = time.monotonic() + self._delivery_timeout
+                    receipt._attempts = 1
+                    number = session.next
+                    session.receipts[number] = receipt
+                    session.next = number + 1
+                    self._bytes_in += size
+                    try:
+                        if session.sender.send((message,)):
+                            return receipt
+                    except ConnectionLost as error:
+                        session.disconnected(str(error))
+                    # Not taken: as if never offered.
+                    session.next = number
+                    session.receipts.pop(number, None)
+                    receipt._attempts = 0
+                    self._bytes_in -= size
         self._hand_over([receipt])
         return receipt if self._tracked else self._untracked
-
-    def _offer_one(self, session: _Session, receipt: Receipt) -> bool:
-        """The hot path, under `_lock`: one message straight to an asynchronous sender."""
-        message = receipt.message
-        number = session.next
-        if self._tracked:
-            receipt._deadline = time.monotonic() + self._delivery_timeout
-            receipt._attempts = 1
-            session.receipts[number] = receipt
-            self._bytes_in += len(message[0] or b"")
-        session.next = number + 1
-        try:
-            if session.sender.send((message,)):
-                return True
-        except ConnectionLost as error:
-            session.disconnected(str(error))
-        session.next = number
-        if self._tracked:
-            session.receipts.pop(number, None)
-            receipt._attempts = 0
-            self._bytes_in -= len(message[0] or b"")
-        return False
 
     def _hand_over(self, receipts: list[Receipt]) -> None:
         """Puts receipts into the backlog as room allows, and feeds it."""

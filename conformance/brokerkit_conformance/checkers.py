@@ -94,15 +94,12 @@ class Fault:
             return "it was begun and never said to have fired"
         if not self.evidence:
             return "nothing shows that it fired"
-        status = self.evidence.get("status")
-        if self.kind.startswith("kill") and status is not None and status != -9:
-            return f"the process was to be killed, and ended with status {status} instead of -9"
-        state = self.evidence.get("state")
-        if self.kind in ("freeze", "pause") and state is not None and state != "T":
-            return f"the process was to be stopped, and the kernel says {state}"
-        for name in ("dropped", "swallowed", "matched", "frames", "cut", "refused", "connections"):
-            if self.evidence.get(name) in (0, []):
-                return f"the proxy {name} nothing"
+        if self.kind == "process_kill" and self.evidence.get("waitpid") != -9:
+            return f"the process ended with {self.evidence.get('waitpid')} instead of -9: that was no SIGKILL"
+        if self.kind == "process_stop" and self.evidence.get("state") != "T":
+            return f"the process was to be stopped, and the kernel says {self.evidence.get('state')}"
+        if self.kind == "broker_kill" and self.evidence.get("pid") == self.evidence.get("pid_after", ""):
+            return f"the broker's process {self.evidence.get('pid')} is still there"
         return ""
 
 
@@ -113,21 +110,27 @@ class Drain:
     reason: str = "none"
     missing: int = 0
     depth: int | None = None
+    watched: float | None = None
+    """Seconds that it read for."""
+    owed: float = 0.0
+    """Seconds that the slowest redelivery may take: a shorter drain misses the late duplicates."""
 
     @property
     def complete(self) -> bool:
-        return self.reason == "complete" and not self.depth
+        return not self.shortcoming
 
     @property
     def shortcoming(self) -> str:
         """Why it proves nothing; empty when it does."""
-        if self.complete:
-            return ""
         if self.reason == "none":
             return "nothing was read to the end"
-        if self.reason == "complete":
+        if self.reason != "complete":
+            return f"the drain ended at its {self.reason}, with {self.missing} messages missing"
+        if self.missing and self.depth:
             return f"the drain stopped with {self.depth} messages still in the subscription"
-        return f"the drain ended at its {self.reason}, with {self.missing} messages missing"
+        if self.watched is not None and self.watched < self.owed:
+            return f"the drain read for {self.watched:g} s, and a redelivery may take {self.owed:g} s"
+        return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +257,7 @@ class _View:
         for event in history:
             if event.id is not None:
                 self._file(event, event.id)
+        self.actors = {event.actor for event in history if event.op != "fault"}
         self.faults = list(_faults(history))
         self.drain = _drain(history)
         cell = history.cell
@@ -575,13 +579,25 @@ def _drain(history: History) -> Drain:
     ends = history.of("drain_end")
     if not ends:
         return Drain()
-    missing = ends[-1].get("missing") or 0
-    depth = ends[-1].get("depth")
+    end, cell = ends[-1], history.cell
+    properties = (cell.get("properties") or {}) if cell else {}
     return Drain(
-        str(ends[-1].get("reason", "")),
-        len(missing) if isinstance(missing, (list, tuple)) else int(missing),
-        None if depth is None else int(depth),
+        str(end.get("reason", "")),
+        _total(end.get("missing")) or 0,
+        _total(end.get("depth")),
+        end.get("quiet"),
+        float(properties.get("redelivery_seconds") or 0.0),
     )
+
+
+def _total(counts: Any) -> int | None:
+    """One number of a number, of a list, or of numbers by subscription; None when none is known."""
+    if isinstance(counts, Mapping):
+        known = [int(count) for count in counts.values() if count is not None]
+        return sum(known) if known else None
+    if isinstance(counts, (list, tuple)):
+        return len(counts)
+    return None if counts is None else int(counts)
 
 
 _BEFORE = {"before_processing": "receive", "before_ack": "effect"}

@@ -47,9 +47,16 @@ def test_nothing_is_lost_before_a_complete_drain() -> None:
 
 
 def test_a_drain_that_stopped_with_messages_left_is_not_complete() -> None:
-    history = Script().send("a").drained("complete", depth=2).history
+    history = Script().send("a").drained("complete", missing={"ledger": 1}, depth={"ledger": 2}).history
     assert checkers.lost(history) == []
     assert "2 messages still in the subscription" in examine(history).drain.shortcoming
+
+
+def test_a_drain_shorter_than_a_redelivery_is_not_complete() -> None:
+    script = Script(properties={"redelivery_seconds": 3.0}).send("a").handle("a").drained(quiet=0.5)
+    assert examine(script.history).drain.shortcoming == "the drain read for 0.5 s, and a redelivery may take 3 s"
+    script = Script(properties={"redelivery_seconds": 3.0}).send("a").handle("a").drained(quiet=4.5)
+    assert examine(script.history).drain.complete
 
 
 def test_at_most_once_every_message_handed_over_is_owed() -> None:
@@ -215,7 +222,7 @@ def test_a_consumer_that_died_later_does_not_excuse_a_settled_ack() -> None:
 
 
 def test_a_broker_that_failed_later_excuses_a_settled_ack() -> None:
-    script = Script().send("a").handle("a").fault("kill", "broker/0", status=-9)
+    script = Script().send("a").handle("a").fault("broker_kill", "node 0", pid=7, pid_after=0)
     assert kinds(script.receive("a", "consumer-2#1", attempt=2).drained()) == ["redelivered"]
 
 
@@ -237,13 +244,13 @@ def test_a_nack_that_settled_may_come_again() -> None:
 
 
 def test_an_ack_settled_after_another_took_over_is_a_late_lie() -> None:
-    script = Script().send("a").receive("a").effect("a").fault("freeze", state="T")
+    script = Script().send("a").receive("a").effect("a").fault("process_stop", state="T")
     script.handle("a", "consumer-2#1", attempt=2).ack("a", "settled").drained()
     assert "late_ack_settled" in kinds(script)
 
 
 def test_an_ack_reported_lost_after_another_took_over_is_the_truth() -> None:
-    script = Script().send("a").receive("a").effect("a").fault("freeze", state="T")
+    script = Script().send("a").receive("a").effect("a").fault("process_stop", state="T")
     script.handle("a", "consumer-2#1", attempt=2).ack("a", "lost").drained()
     assert kinds(script) == ["duplicated", "redelivered"]
 
@@ -253,7 +260,7 @@ def test_confirmed_and_never_there_without_a_failure_is_a_false_success() -> Non
 
 
 def test_a_broker_killed_after_the_confirm_makes_it_a_loss_and_no_lie() -> None:
-    assert kinds(Script().send("a").fault("kill", "broker/0", status=-9).drained()) == ["lost"]
+    assert kinds(Script().send("a").fault("broker_kill", "node 0", pid=7, pid_after=0).drained()) == ["lost"]
 
 
 # ---------------------------------------------------------------- the record
@@ -269,7 +276,9 @@ def test_an_effect_without_a_receive_is_a_gap() -> None:
 
 
 def test_a_strike_at_a_barrier_nobody_stood_at_is_a_gap() -> None:
-    script = Script().add("fault", "ok", kind="kill", target="c#1", point="before_ack", evidence={"status": -9})
+    script = Script().add(
+        "fault", "ok", kind="process_kill", target="c#1", point="before_ack", evidence={"waitpid": -9}
+    )
     assert "does not say that it stood there" in next(iter(checkers.gaps(script.history)))
 
 
@@ -280,21 +289,23 @@ def test_standing_before_an_ack_without_an_effect_is_a_gap() -> None:
 
 def test_a_whole_record_has_no_gap() -> None:
     script = Script().send("a").receive("a").effect("a").add("at", "info", "a", "consumer-1#1", point="before_ack")
-    script.add("fault", "ok", kind="kill", target="consumer-1#1", point="before_ack", evidence={"status": -9})
+    script.add("fault", "ok", kind="process_kill", target="consumer-1#1", point="before_ack", evidence={"waitpid": -9})
     assert list(checkers.gaps(script.handle("a", "consumer-2#1").drained().history)) == []
 
 
 @pytest.mark.parametrize(
     ("kind", "evidence", "missing"),
     [
-        ("kill", {"status": -9}, ""),
-        ("kill", {"status": 0}, "status 0 instead of -9"),
-        ("kill", {"status": -15}, "status -15 instead of -9"),
-        ("freeze", {"state": "T"}, ""),
-        ("freeze", {"state": "S"}, "the kernel says S"),
-        ("drop_frame", {"dropped": 1}, ""),
-        ("drop_frame", {"dropped": 0}, "nothing"),
-        ("drop_frame", {}, "nothing shows"),
+        ("process_kill", {"waitpid": -9}, ""),
+        ("process_kill", {"waitpid": 0}, "ended with 0 instead of -9"),
+        ("process_kill", {"waitpid": -15}, "ended with -15 instead of -9"),
+        ("process_kill", {"said": "done"}, "ended with None"),
+        ("process_stop", {"state": "T"}, ""),
+        ("process_stop", {"state": "S"}, "the kernel says S"),
+        ("broker_kill", {"pid": 7, "pid_after": 0}, ""),
+        ("broker_kill", {"pid": 7, "pid_after": 7}, "still there"),
+        ("ack_dropped", {"frame": "basic.ack"}, ""),
+        ("ack_dropped", {}, "nothing shows"),
     ],
 )
 def test_a_fault_is_believed_by_its_evidence_only(kind: str, evidence: dict[str, object], missing: str) -> None:
@@ -381,7 +392,7 @@ STEPS = st.lists(
         st.tuples(st.just("receive"), IDS, st.sampled_from(["consumer-1#1", "consumer-2#1"])),
         st.tuples(st.just("effect"), IDS, st.sampled_from(["consumer-1#1", "consumer-2#1"])),
         st.tuples(st.just("ack"), IDS, st.sampled_from(["settled", "sent", "lost", None])),
-        st.tuples(st.just("fault"), st.sampled_from(["kill", "cut"]), st.sampled_from(["broker/0", "consumer-1#1"])),
+        st.tuples(st.just("fault"), st.sampled_from(["kill", "cut"]), st.sampled_from(["node 0", "consumer-1#1"])),
     ),
     max_size=40,
 )

@@ -94,9 +94,9 @@ class Fault:
             return "it was begun and never said to have fired"
         if not self.evidence:
             return "nothing shows that it fired"
-        if self.kind == "process_kill" and self.evidence.get("waitpid") != -9:
-            return f"the process ended with {self.evidence.get('waitpid')} instead of -9: that was no SIGKILL"
-        if self.kind == "process_stop" and self.evidence.get("state") != "T":
+        if self.kind == "kill" and self.evidence.get("status") != -9:
+            return f"the process ended with {self.evidence.get('status')} instead of -9: that was no SIGKILL"
+        if self.kind == "freeze" and self.evidence.get("state") != "T":
             return f"the process was to be stopped, and the kernel says {self.evidence.get('state')}"
         if self.kind == "broker_kill" and self.evidence.get("pid") == self.evidence.get("pid_after", ""):
             return f"the broker's process {self.evidence.get('pid')} is still there"
@@ -126,7 +126,7 @@ class Drain:
             return "nothing was read to the end"
         if self.reason != "complete":
             return f"the drain ended at its {self.reason}, with {self.missing} messages missing"
-        if self.missing and self.depth:
+        if self.depth:
             return f"the drain stopped with {self.depth} messages still in the subscription"
         if self.watched is not None and self.watched < self.owed:
             return f"the drain read for {self.watched:g} s, and a redelivery may take {self.owed:g} s"

@@ -52,14 +52,12 @@ class Script:
         """Received, effected and acked, as a healthy consumer does."""
         return self.receive(id, actor, **more).effect(id, actor, more.get("subscription", "ledger")).ack(id, end, actor)
 
-    def fault(
-        self, kind: str = "process_kill", target: str = "consumer-1#1", trial: int = 1, **evidence: Any
-    ) -> Script:
+    def fault(self, kind: str = "kill", target: str = "consumer-1#1", trial: int = 1, **evidence: Any) -> Script:
         self.add("fault", "invoke", kind=kind, target=target, trial=trial)
         return self.add("fault", "ok", kind=kind, target=target, trial=trial, evidence=evidence)
 
     def killed(self, target: str = "consumer-1#1") -> Script:
-        return self.fault("process_kill", target, waitpid=-9).add("process_end", "info", target=target, status=-9)
+        return self.fault("kill", target, status=-9).add("process_end", "info", target=target, status=-9)
 
     def drained(self, reason: str = "complete", **more: Any) -> Script:
         return self.add("drain_begin", "info").add("drain_end", "info", reason=reason, **more)

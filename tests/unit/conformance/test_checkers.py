@@ -47,7 +47,7 @@ def test_nothing_is_lost_before_a_complete_drain() -> None:
 
 
 def test_a_drain_that_stopped_with_messages_left_is_not_complete() -> None:
-    history = Script().send("a").drained("complete", missing={"ledger": 1}, depth={"ledger": 2}).history
+    history = Script().send("a").drained("complete", missing=1, depth={"ledger": 2}).history
     assert checkers.lost(history) == []
     assert "2 messages still in the subscription" in examine(history).drain.shortcoming
 
@@ -244,13 +244,13 @@ def test_a_nack_that_settled_may_come_again() -> None:
 
 
 def test_an_ack_settled_after_another_took_over_is_a_late_lie() -> None:
-    script = Script().send("a").receive("a").effect("a").fault("process_stop", state="T")
+    script = Script().send("a").receive("a").effect("a").fault("freeze", state="T")
     script.handle("a", "consumer-2#1", attempt=2).ack("a", "settled").drained()
     assert "late_ack_settled" in kinds(script)
 
 
 def test_an_ack_reported_lost_after_another_took_over_is_the_truth() -> None:
-    script = Script().send("a").receive("a").effect("a").fault("process_stop", state="T")
+    script = Script().send("a").receive("a").effect("a").fault("freeze", state="T")
     script.handle("a", "consumer-2#1", attempt=2).ack("a", "lost").drained()
     assert kinds(script) == ["duplicated", "redelivered"]
 
@@ -276,9 +276,7 @@ def test_an_effect_without_a_receive_is_a_gap() -> None:
 
 
 def test_a_strike_at_a_barrier_nobody_stood_at_is_a_gap() -> None:
-    script = Script().add(
-        "fault", "ok", kind="process_kill", target="c#1", point="before_ack", evidence={"waitpid": -9}
-    )
+    script = Script().add("fault", "ok", kind="kill", target="c#1", point="before_ack", evidence={"status": -9})
     assert "does not say that it stood there" in next(iter(checkers.gaps(script.history)))
 
 
@@ -289,19 +287,19 @@ def test_standing_before_an_ack_without_an_effect_is_a_gap() -> None:
 
 def test_a_whole_record_has_no_gap() -> None:
     script = Script().send("a").receive("a").effect("a").add("at", "info", "a", "consumer-1#1", point="before_ack")
-    script.add("fault", "ok", kind="process_kill", target="consumer-1#1", point="before_ack", evidence={"waitpid": -9})
+    script.add("fault", "ok", kind="kill", target="consumer-1#1", point="before_ack", evidence={"status": -9})
     assert list(checkers.gaps(script.handle("a", "consumer-2#1").drained().history)) == []
 
 
 @pytest.mark.parametrize(
     ("kind", "evidence", "missing"),
     [
-        ("process_kill", {"waitpid": -9}, ""),
-        ("process_kill", {"waitpid": 0}, "ended with 0 instead of -9"),
-        ("process_kill", {"waitpid": -15}, "ended with -15 instead of -9"),
-        ("process_kill", {"said": "done"}, "ended with None"),
-        ("process_stop", {"state": "T"}, ""),
-        ("process_stop", {"state": "S"}, "the kernel says S"),
+        ("kill", {"status": -9}, ""),
+        ("kill", {"status": 0}, "ended with 0 instead of -9"),
+        ("kill", {"status": -15}, "ended with -15 instead of -9"),
+        ("kill", {"said": "done"}, "ended with None"),
+        ("freeze", {"state": "T"}, ""),
+        ("freeze", {"state": "S"}, "the kernel says S"),
         ("broker_kill", {"pid": 7, "pid_after": 0}, ""),
         ("broker_kill", {"pid": 7, "pid_after": 7}, "still there"),
         ("ack_dropped", {"frame": "basic.ack"}, ""),

@@ -82,10 +82,10 @@ def test_an_expectation_that_fails_is_a_violation() -> None:
 
 @pytest.mark.parametrize(
     ("evidence", "why"),
-    [({}, "nothing shows that it fired"), ({"waitpid": -15}, "ended with -15 instead of -9")],
+    [({}, "nothing shows that it fired"), ({"status": -15}, "ended with -15 instead of -9")],
 )
 def test_a_fault_without_evidence_is_inconclusive(evidence: dict[str, object], why: str) -> None:
-    script = Script(claim=NEVER, needs_fault=True).send("a").handle("a").fault("process_kill", **evidence).drained()
+    script = Script(claim=NEVER, needs_fault=True).send("a").handle("a").fault("kill", **evidence).drained()
     found, said = verdict(script)
     assert found == "inconclusive"
     assert why in said
@@ -133,7 +133,7 @@ def test_a_phantom_is_a_violation_whatever_is_claimed() -> None:
 
 
 def test_a_late_ack_reported_settled_is_a_violation_whatever_is_claimed() -> None:
-    script = Script(claim=TWICE).send("a").receive("a").effect("a").fault("process_stop", state="T")
+    script = Script(claim=TWICE).send("a").receive("a").effect("a").fault("freeze", state="T")
     script.handle("a", "consumer-2#1", attempt=2).ack("a").drained()
     assert "late ack(s) reported settled" in verdict(script)[1]
 

@@ -1,0 +1,1 @@
+"""Producers and consumers as processes of their own, which can really be killed, stopped and thawed."""

@@ -1,0 +1,26 @@
+"""One file for each failure point. A check is a story told from top to bottom; it knows no broker by name."""
+
+ORDER = (
+    "bodies_and_headers",
+    "fan_out",
+    "competing_consumers",
+    "late_subscriber",
+    "order",
+    "nack_delay",
+    "settle_errors",
+    "send_refused",
+    "send_fails",
+    "confirm_lost",
+    "producer_killed",
+    "broker_killed",
+    "broker_paused",
+    "leader_killed",
+    "consumer_killed_before_processing",
+    "consumer_killed_before_ack",
+    "ack_lost_kept_away",
+    "ack_lost_back_at_once",
+    "consumer_frozen",
+    "consumers_come_and_go",
+    "clean_shutdown",
+    "poison",
+)

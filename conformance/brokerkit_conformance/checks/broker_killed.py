@@ -1,0 +1,34 @@
+"""The broker's process is killed under load and started again on the same data."""
+
+from brokerkit.guarantees import FailurePoint
+from brokerkit_conformance.checks.registry import check
+from brokerkit_conformance.story import Story
+
+
+@check(
+    point=FailurePoint.BROKER_KILLED,
+    asked="The broker is killed with SIGKILL under load and restarted on its data: is anything lost or doubled, and "
+    "do producer and consumer go on by themselves?",
+    varies="both",
+    exclusive=True,
+    trials=1,
+)
+def broker_killed(story: Story) -> None:
+    story.need_broker_process()
+    story.declare()
+    consumer = story.consumer(work=0.002)
+    producer = story.producer()
+    producer.start(100_000, rate=150)
+    story.wait_effects(50)
+    for _ in story.trials():
+        for node in range(story.target.asked.nodes):
+            story.broker("kill", node)
+        for node in range(story.target.asked.nodes):
+            story.broker("restart", node)
+        after = len(story.effects())
+        recovered = story.wait_effects(after + 30, timeout=60.0)
+        story.expect("producer and consumer go on by themselves", recovered, f"{len(story.effects()) - after} effects")
+    producer.stop()
+    story.wait(lambda: not story.missing("work"), 10.0)
+    consumer.close()
+    story.drain()

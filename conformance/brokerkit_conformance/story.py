@@ -1,0 +1,494 @@
+"""What a check holds in its hands: a topic of its own, actors, faults, and the drain at the end.
+
+Every method journals what it does; a check reads from top to bottom as the story that the report tells.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, NoReturn, Self
+
+from brokerkit.errors import BrokerkitError
+from brokerkit.guarantees import Claim, Claims, Properties
+from brokerkit_conformance.actors.supervise import Actor
+from brokerkit_conformance.faults import CannotInduce
+from brokerkit_conformance.faults.proxy import Proxy, Rule
+from brokerkit_conformance.faults.together import Together
+from brokerkit_conformance.history import Event, History, Journal
+from brokerkit_conformance.tail import Tail
+from brokerkit_conformance.targets import Target
+
+WORK = "work"
+_SLACK = 1.5
+
+
+class Story:
+    """One cell while it runs. Used from one thread."""
+
+    def __init__(
+        self,
+        target: Target,
+        check: str,
+        point: str,
+        producer_guarantee: str,
+        guarantee: str,
+        *,
+        trials: int,
+        seed: int,
+        directory: Path,
+        subscriptions: tuple[str, ...] = (WORK,),
+        adapter: str | None = None,
+        together: Together | None = None,
+    ) -> None:
+        self.target = target
+        self.check = check
+        self.point = point
+        self.producer_guarantee = producer_guarantee
+        self.guarantee = guarantee
+        self.random = random.Random(f"{seed}/{target.name}/{check}/{producer_guarantee}/{guarantee}")
+        self.seed = seed
+        self.run_id = uuid.uuid4().hex[:8]
+        self.topic = f"{check[:20].strip('_')}-{self.run_id}"
+        self.done: list[str] = []
+        self.trials_wanted = trials
+        self.trials_done = 0
+        self.directory = directory
+        self.journal = Journal(directory / "supervisor.jsonl", "supervisor")
+        self.tail = Tail(directory)
+        self.subscriptions = subscriptions
+        self._adapter = adapter
+        self._together = together or Together(1)
+        self._actors: list[Actor] = []
+        self._rules: list[Rule] = []
+        self._counts: dict[str, int] = {}
+        self._trial = 0
+        self._topics: list[str] = []
+        self._consumer_options: dict[str, Any] = {}
+        self._broken: set[int] = set()
+        self.claims: Claims = target.claims(producer_guarantee, guarantee)
+
+    # ------------------------------------------------------------ what is known
+
+    @property
+    def claim(self) -> Claim | None:
+        return self.claims.points.get(self.point)
+
+    @property
+    def properties(self) -> Properties:
+        return self.claims.properties
+
+    @property
+    def bound(self) -> float:
+        """Seconds within which whatever a dead or frozen consumer held is somebody else's."""
+        return self.properties.redelivery_seconds
+
+    @property
+    def at_most_once(self) -> bool:
+        return self.guarantee == "at_most_once"
+
+    # ------------------------------------------------------------ set-up
+
+    def declare(self, *subscriptions: str, topic: str | None = None, **options: Any) -> None:
+        """The story's topic (or another) with these subscriptions, `work` by default."""
+        names = subscriptions or (WORK,)
+        topic = topic or self.topic
+        for name in ("attempts", "dead_letter", "retry"):
+            if options.get(name) is not None:
+                self._consumer_options[name] = options[name]
+        with self.target.connect() as broker:
+            broker.declare(topic, names, **options)
+        if topic not in self._topics:
+            self._topics.append(topic)
+
+    def depth(self, subscription: str = WORK, topic: str | None = None) -> int | None:
+        """What is left of a subscription; None when the broker does not tell now."""
+        try:
+            with self.target.connect() as broker:
+                return broker.depth(topic or self.topic, subscription)
+        except BrokerkitError as error:
+            self.note(f"depth is not known: {error}")
+            return None
+
+    def producer(
+        self, *, proxied: bool = False, delivery_timeout: float = 60.0, topic: str | None = None
+    ) -> ProducerActor:
+        """A producer process, ready to send."""
+        return self.start_producer(proxied=proxied, delivery_timeout=delivery_timeout, topic=topic).ready()
+
+    def start_producer(
+        self, *, proxied: bool = False, delivery_timeout: float = 60.0, topic: str | None = None
+    ) -> ProducerActor:
+        """The same, without waiting until it is ready."""
+        name = self._name("producer")
+        spec = {
+            "topic": topic or self.topic,
+            "guarantee": self.producer_guarantee,
+            "delivery_timeout": delivery_timeout,
+            "prefix": f"{self.run_id}-{name}",
+        }
+        return ProducerActor(self, self._start("producer", name, spec, proxied))
+
+    def consumer(self, *, proxied: bool = False, **options: Any) -> ConsumerActor:
+        """A consumer process that has its session; see `start_consumer`."""
+        return self.start_consumer(proxied=proxied, **options).ready()
+
+    def start_consumer(
+        self,
+        *,
+        subscription: str = WORK,
+        topic: str | None = None,
+        stop_at: str | None = None,
+        after: int = 0,
+        proxied: bool = False,
+        guarantee: str | None = None,
+        prefetch: int | None = None,
+        drain: bool = False,
+        options: dict[str, Any] | None = None,
+        **handler: Any,
+    ) -> ConsumerActor:
+        """A consumer process. `stop_at` a barrier after so many handled messages; `handler`: see the actor."""
+        if stop_at is not None:
+            handler["stop_at"] = {"point": stop_at, "after": after}
+        chosen = {**self._consumer_options, **(options or {})}
+        if prefetch is not None:
+            chosen["prefetch"] = prefetch
+        spec = {
+            "topics": [topic or self.topic],
+            "subscription": subscription,
+            "guarantee": guarantee or self.guarantee,
+            "options": chosen,
+            "handler": handler,
+            "drain": drain,
+        }
+        return ConsumerActor(self, self._start("consumer", self._name("consumer"), spec, proxied))
+
+    # ------------------------------------------------------------ telling
+
+    def note(self, text: str) -> None:
+        self.journal.write("note", text=text)
+
+    def did(self, text: str) -> None:
+        """One sentence of the story."""
+        self.done.append(text)
+        self.journal.write("note", text=text, told=True)
+
+    def expect(self, what: str, holds: bool, got: object = "", *, witness: bool = False) -> None:
+        """Something asserted beyond counts. With `witness`, something that must be seen."""
+        self.journal.write("expect", "ok" if holds else "fail", what=what, got=str(got), witness=witness)
+
+    def unsupported(self, why: str) -> NoReturn:
+        """Ends the story: this cannot be asked here."""
+        raise CannotInduce(why)
+
+    def trials(self, at_most: int | None = None) -> Iterator[int]:
+        """Numbers the repetitions; the faults in between carry the number."""
+        wanted = self.trials_wanted if at_most is None else min(at_most, self.trials_wanted)
+        for number in range(1, wanted + 1):
+            self._trial = number
+            self.journal.write("trial", "invoke", n=number)
+            yield number
+            self.journal.write("trial", "ok", n=number)
+            self.trials_done = number
+        self._trial = 0
+
+    # ------------------------------------------------------------ watching
+
+    def wait(self, true: Callable[[], bool], timeout: float = 30.0) -> bool:
+        """Whether `true()` became true, asked after each look at the journals."""
+        return self.tail.until(true, timeout)
+
+    def sent(self, type: str = "invoke") -> set[str]:
+        """Ids sent so far; with `ok` those confirmed."""
+        self.tail.refresh()
+        return self.tail.ids("send", type)
+
+    def count(self, op: str, type: str | None = None) -> int:
+        self.tail.refresh()
+        return self.tail.count(op, type)
+
+    def effects(self, subscription: str = WORK) -> set[str]:
+        self.tail.refresh()
+        return self.tail.ids("effect", "ok", subscription=subscription)
+
+    def received_by(self, actor: str) -> list[Event]:
+        self.tail.refresh()
+        return [event for event in self.tail.events if event.op == "receive" and event.actor == actor]
+
+    def wait_effects(self, count: int, subscription: str = WORK, timeout: float = 30.0) -> bool:
+        """Whether `count` different messages had their effect in time."""
+        return self.wait(lambda: len(self.tail.ids("effect", "ok", subscription=subscription)) >= count, timeout)
+
+    def wait_effect_by(self, actor: str, id: str, timeout: float) -> bool:
+        """Whether this actor did the effect of this message in time."""
+        return self.wait(
+            lambda: any(e.op == "effect" and e.id == id and e.actor == actor for e in self.tail.events), timeout
+        )
+
+    # ------------------------------------------------------------ faults
+
+    def fault(
+        self, kind: str, target: str, act: Callable[[], Mapping[str, Any]], *, point: str | None = None
+    ) -> Mapping[str, Any]:
+        """Does it, between two lines of the journal, the second with its evidence. `point`: the barrier at which
+        the target stood."""
+        what: dict[str, Any] = {"kind": kind, "target": target, "trial": self._trial, **({"point": point} if point else {})}
+        self.journal.write("fault", "invoke", **what)
+        try:
+            evidence = act()
+        except Exception as error:
+            self.journal.write("fault", "fail", **what, evidence={"error": str(error)})
+            raise
+        self.journal.write("fault", "ok", **what, evidence=evidence)
+        return evidence
+
+    def kill(self, actor: ActorHandle, what: str = "", *, at: str | None = None) -> None:
+        """SIGKILL; the evidence is the status that waitpid told, and the barrier where it stood."""
+        evidence = self.fault("kill", actor.name, lambda: {"status": actor.process.kill()}, point=at)
+        self.did(f"SIGKILL {actor.name}{' ' + what if what else ''}: waitpid says {evidence['status']}")
+
+    def freeze(self, actor: ActorHandle, what: str = "", *, at: str | None = None) -> None:
+        """SIGSTOP; the evidence is the state that the kernel tells."""
+
+        def freeze() -> dict[str, str]:
+            actor.process.freeze()
+            return {"state": actor.process.state()}
+
+        self.fault("freeze", actor.name, freeze, point=at)
+        self.did(f"SIGSTOP {actor.name}{' ' + what if what else ''}")
+
+    def thaw(self, actor: ActorHandle) -> None:
+        """SIGCONT."""
+        actor.process.thaw()
+        self.journal.write("heal", "ok", kind="thaw", target=actor.name)
+        self.did(f"SIGCONT {actor.name}")
+
+    def terminate(self, actor: ActorHandle) -> None:
+        """SIGTERM, and it closes in order; the evidence is its status."""
+        status = self.fault("terminate", actor.name, lambda: {"status": actor.process.terminate()})["status"]
+        self.expect(f"{actor.name} ends in order after SIGTERM", status == 0, status)
+
+    @property
+    def network(self) -> Proxy:
+        """The proxy before the target. Raises CannotInduce where there is none."""
+        if self.target.proxy is None:
+            raise CannotInduce("it is not reached over a network in which a frame could be lost")
+        return self.target.proxy
+
+    @property
+    def frames(self) -> Proxy:
+        """The same, where frames can be told apart."""
+        if not self.network.sees_frames:
+            raise CannotInduce("its plugin brings no codec: single frames cannot be told apart")
+        return self.network
+
+    def armed(self, rule: Rule) -> Rule:
+        self._rules.append(rule)
+        return rule
+
+    def fired(self, rule: Rule, kind: str, target: str, timeout: float = 20.0) -> Mapping[str, Any]:
+        """Waits until a rule of the proxy bit, and journals that. Raises DidNotFire."""
+        return self.fault(kind, target, lambda: rule.wait(timeout))
+
+    def heal_network(self) -> None:
+        """Takes this story's rules away."""
+        if self._rules and self.target.proxy is not None:
+            for rule in self._rules:
+                self.target.proxy.heal(rule)
+            self._rules.clear()
+            self.journal.write("heal", "ok", kind="network")
+
+    # ------------------------------------------------------------ the broker's processes
+
+    def need_broker_process(self, nodes: int = 1) -> None:
+        """Raises CannotInduce where there is no process of ours, or not so many nodes."""
+        if self.target.local is None:
+            raise CannotInduce("the broker was not started here: its process cannot be touched")
+        if self.target.nodes == 0:
+            raise CannotInduce("it has no process of its own that could be killed or stopped")
+        if self.target.nodes < nodes:
+            raise CannotInduce(f"it has {self.target.nodes} node; run {self.target.name}:{nodes}nodes")
+
+    def broker(self, what: Literal["kill", "pause", "resume", "restart"], node: int = 0) -> None:
+        """Does it to one node, once for all cells that share this fault."""
+        local = self.target.local
+        assert local is not None
+
+        def act() -> dict[str, Any]:
+            before = local.pids()[node]
+            getattr(local, what)(node)
+            return {"pid": before, "pid_after": local.pids()[node], "node": node}
+
+        (self._broken.add if what in ("kill", "pause") else self._broken.discard)(node)
+        evidence = self.fault(f"broker_{what}", f"node {node}", lambda: self._together.do(act))
+        self.did(f"broker node {node}: {what} (pid {evidence['pid']})")
+        if what in ("resume", "restart") and not self._broken:
+            self.journal.write("heal", "ok", kind="broker")
+
+    def same_for_all(self, find: Callable[[], Any]) -> Any:
+        """What `find` returns, asked once for all cells that share a fault."""
+        return self._together.do(find)
+
+    # ------------------------------------------------------------ the drain
+
+    def drain(self, *subscriptions: str, workers: bool = True, deadline: float | None = None) -> None:
+        """Heals everything, ends the workers, and reads every subscription empty with fresh consumers.
+
+        Stops once every message owed was seen, or the broker says that nothing is left, and then once more after
+        a quiet window longer than any redelivery takes; at a hard deadline at the latest. Says which.
+        """
+        self.heal_network()
+        for actor in self._actors if workers else ():
+            actor.end()
+        names = subscriptions or self.subscriptions
+        self.journal.write("drain_begin", subscriptions=list(names))
+        fresh = [self.start_consumer(subscription=name, drain=True) for name in names]
+        for consumer in fresh:
+            consumer.ready()
+        began = time.monotonic()
+        until = began + (deadline or 30.0 + 4.0 * self.bound)
+        self.wait(lambda: self._seen_or_empty(names, began + self.bound), until - time.monotonic())
+        # Whatever a dead consumer held has to have come back by now; what comes late shows up here.
+        self._stay(max(began + _SLACK * self.bound - time.monotonic(), 0.5))
+        depths = self._empty(names, until)
+        missing = {name: len(self.missing(name)) for name in names}
+        self.journal.write(
+            "drain_end",
+            reason="complete" if not any(depths.values()) and None not in depths.values() else "deadline",
+            missing=sum(missing.values()),
+            depth=sum(depth or 0 for depth in depths.values()),
+            by_subscription={name: {"missing": missing[name], "depth": depths[name]} for name in names},
+            seconds=round(time.monotonic() - began, 3),
+        )
+        for consumer in fresh:
+            consumer.process.end()
+        left = ", ".join(f"{depth} in {name}" for name, depth in depths.items())
+        self.did(f"read to the end: {sum(missing.values())} not seen; the broker says what is left: {left}")
+
+    def _empty(self, names: tuple[str, ...], until: float) -> dict[str, int | None]:
+        """What the broker says is left, waiting until that is nothing, for the last acks take their time."""
+        while True:
+            depths = {name: self.depth(name) for name in names}
+            if all(depth == 0 for depth in depths.values()) or time.monotonic() > until:
+                return depths
+            self._stay(0.3)
+
+    def _seen_or_empty(self, names: tuple[str, ...], not_before: float) -> bool:
+        if not any(self.missing(name) for name in names):
+            return True
+        return time.monotonic() > not_before and all(self.depth(name) == 0 for name in names)
+
+    def missing(self, subscription: str = WORK) -> set[str]:
+        """What is owed to a subscription and had no effect yet, of what was read so far."""
+        if self.producer_guarantee == "at_most_once":
+            owed = self.tail.ids("send", "invoke") - self.tail.ids("send", "fail")
+        else:
+            owed = self.tail.ids("send", "ok")
+        seen = self.tail.ids("effect", "ok", subscription=subscription) | self.tail.ids("dead", "ok")
+        return owed - seen
+
+    def _stay(self, seconds: float) -> None:
+        self.tail.until(lambda: False, seconds, pause=0.2)
+
+    # ------------------------------------------------------------ the end
+
+    def finish(self) -> None:
+        """Ends every process, heals what is broken, removes the topics. Never raises."""
+        for actor in self._actors:
+            actor.end()
+        self.heal_network()
+        self._mend_broker()
+        self._together.leave()
+        with contextlib.suppress(BrokerkitError):  # a broker that is gone has no topics to remove
+            with self.target.connect() as broker:
+                for topic in self._topics:
+                    broker.delete(topic)
+        self.journal.close()
+
+    def history(self) -> History:
+        return History.load(self.directory)
+
+    def _mend_broker(self) -> None:
+        local = self.target.local
+        for node in sorted(self._broken):
+            assert local is not None
+            if local.pids()[node]:
+                local.resume(node)
+            else:
+                local.restart(node)
+            self.note(f"node {node} was still broken and has been mended")
+        self._broken.clear()
+
+    def _name(self, role: str) -> str:
+        self._counts[role] = self._counts.get(role, 0) + 1
+        return f"{role}-{self._counts[role]}"
+
+    def _start(self, module: str, name: str, spec: dict[str, Any], proxied: bool) -> Actor:
+        whole = {
+            "url": self.target.url(through=proxied),
+            "actor": name,
+            "journal": str(self.directory / f"{name}.jsonl"),
+            "adapter": self._adapter,
+            **spec,
+        }
+        actor = Actor(module, whole, self.journal, self.directory)
+        self._actors.append(actor)
+        if proxied:
+            self.network.watch(actor.pid)
+        return actor
+
+
+class ActorHandle:
+    """An actor as a check sees it."""
+
+    def __init__(self, story: Story, process: Actor) -> None:
+        self.story = story
+        self.process = process
+        self.name = process.name
+        self.pid = process.pid
+
+    def ready(self) -> Self:
+        self.process.wait_ready()
+        return self
+
+
+class ProducerActor(ActorHandle):
+    def send(self, count: int, *, timeout: float = 90.0, **options: Any) -> None:
+        """Sends so many messages and returns when every receipt has ended."""
+        self.start(count, **options)
+        self.finish_sending(timeout)
+
+    def start(self, count: int, **options: Any) -> None:
+        """Begins to send; `rate` a second, `keys`, `size`, `kind`."""
+        self.process.command("send", count=count, **options)
+
+    def finish_sending(self, timeout: float = 90.0) -> None:
+        self.process.wait_for("DONE", timeout)
+
+    def stop(self, timeout: float = 90.0) -> None:
+        """Sends no more, waits for the receipts, closes."""
+        self.process.command("stop")
+        self.finish_sending(timeout)
+        self.process.close()
+
+    def close(self) -> None:
+        self.process.close()
+
+
+class ConsumerActor(ActorHandle):
+    def at(self, point: str, timeout: float = 45.0) -> str:
+        """The id of the message at whose `point` it stands still."""
+        return self.process.wait_at(point, timeout)
+
+    def release(self) -> None:
+        self.process.release()
+
+    def close(self) -> None:
+        self.process.close()
+
+    def wait_closed(self, timeout: float = 60.0) -> int:
+        return self.process.wait_end(timeout)

@@ -1,0 +1,189 @@
+"""What is judged: a plugin's local broker with any settings, or any URL.
+
+    rabbitmq                                   the plugin's default local broker
+    rabbitmq:3.10                              another one that the plugin offers by that name
+    kafka:3nodes                               of three nodes
+    rabbitmq?queue=classic                     with settings, as in a URL
+    kafka:3nodes?client.acks=1                 both
+    amqps://user:secret@host/?queue=classic    what runs somewhere; it is not started, killed or paused
+
+Plugins are found by name and by scheme; nothing here knows one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+import brokerkit
+from brokerkit.driver import Capabilities
+from brokerkit.errors import ConfigurationError
+from brokerkit.guarantees import Claims
+from brokerkit.local.contract import LocalBroker
+from brokerkit.plugins import Plugin, plugin_for, plugins
+from brokerkit_conformance.faults import CannotInduce
+from brokerkit_conformance.faults.proxy import Proxy
+
+_NODES = re.compile(r"(\d)nodes?")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A target as named by the user, understood and not started."""
+
+    name: str
+    plugin: Plugin
+    settings: Mapping[str, str] = field(default_factory=dict)
+    nodes: int = 1
+    url: str | None = None
+    make: Callable[[], LocalBroker] | None = None
+
+
+def understand(name: str) -> Asked:
+    """Raises ConfigurationError that lists what there is."""
+    if "://" in name:
+        return Asked(_without_secrets(name), plugin_for(name.partition("://")[0]), url=name)
+    base, _, query = name.partition("?")
+    parts = base.split(":")
+    nodes = 1
+    if len(parts) > 1 and (several := _NODES.fullmatch(parts[-1])):
+        nodes = int(several[1])
+        parts.pop()
+    base = ":".join(parts)
+    offered = local_brokers()
+    if base not in offered:
+        raise ConfigurationError(f"no target {base!r}: there are {', '.join(sorted(offered))}, or any broker URL")
+    plugin, make = offered[base]
+    return Asked(name, plugin, dict(parse_qsl(query, keep_blank_values=True)), nodes, make=make)
+
+
+def local_brokers() -> dict[str, tuple[Plugin, Callable[[], LocalBroker]]]:
+    """Every local broker that an installed plugin offers, by target name."""
+    return {
+        name: (plugin, make)
+        for plugin in plugins().values()
+        if plugin.local is not None and plugin.in_matrix
+        for name, make in plugin.local().items()
+    }
+
+
+class Target:
+    """A running broker that cells share. `start` and `stop` from one thread, the rest from any."""
+
+    def __init__(self, asked: Asked) -> None:
+        self.asked = asked
+        self.name = asked.name
+        self.plugin = asked.plugin
+        self.local: LocalBroker | None = asked.make() if asked.make else None
+        self.proxy: Proxy | None = None
+        self.versions: dict[str, str] = {}
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def start(self) -> None:
+        """Provisions and starts the broker, if it is ours, with a fault proxy before it. Raises Unavailable."""
+        if self.local is None:
+            assert self.asked.url is not None
+            self.proxy = _proxy_before(self.asked.url, self.plugin)
+        else:
+            chosen = self.local.provision()
+            self.versions.update(provider=chosen.provider, product=chosen.product, version=chosen.version)
+            self.versions["kind"] = chosen.kind
+            self._start_local(self.local)
+        with self.connect() as broker:
+            self.versions.update({name: str(value) for name, value in broker.describe().items()})
+            self.capabilities: Capabilities = broker.capabilities
+
+    def stop(self) -> None:
+        if self.proxy is not None:
+            self.proxy.stop()
+        if self.local is not None:
+            self.local.stop()
+        if self._folder is not None:
+            with contextlib.suppress(OSError):  # a file that a dying process still writes
+                self._folder.cleanup()
+
+    def __enter__(self) -> Target:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def url(self, *, through: bool = False) -> str:
+        """The URL of actors, settings included; `through` the fault proxy. Raises CannotInduce."""
+        if through and self.proxy is None:
+            raise CannotInduce("it is not reached over a network in which a frame could be lost")
+        if self.local is None:
+            assert self.asked.url is not None
+            return _moved(self.asked.url, self.proxy.addresses[0]) if through and self.proxy else self.asked.url
+        quick = self.local.fast_settings
+        return _with(self.local.url(through=through), {**quick, **self.asked.settings})
+
+    def connect(self) -> brokerkit.Broker:
+        return brokerkit.connect(self.url())
+
+    def claims(self, producer: str, consumer: str) -> Claims:
+        with self.connect() as broker:
+            return broker.claims(producer, consumer)
+
+    @property
+    def nodes(self) -> int:
+        """How many broker processes of ours there are; 0 where there is none to kill."""
+        return 0 if self.local is None else sum(1 for pid in self.local.pids() if pid)
+
+    def _start_local(self, local: LocalBroker) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="brokerkit-conformance-")
+        directory = Path(self._folder.name)
+        if self.plugin.codec is None:
+            local.start(directory, nodes=self.asked.nodes)
+            return
+        self.proxy = Proxy(self.asked.nodes, self.plugin.codec)
+        local.start(directory, nodes=self.asked.nodes, through=self.proxy.addresses)
+        self.proxy.serve(local.upstream())
+
+
+def _proxy_before(url: str, plugin: Plugin) -> Proxy | None:
+    """A proxy before a broker that runs somewhere: only where the URL names one plain host and port."""
+    parts = urlsplit(url)
+    if plugin.codec is None or "," in parts.netloc or not parts.hostname:
+        return None
+    try:
+        port = parts.port
+    except ValueError:
+        return None
+    if port is None:
+        return None
+    proxy = Proxy(1, plugin.codec)
+    proxy.serve([(parts.hostname, port)])
+    return proxy
+
+
+def _moved(url: str, address: tuple[str, int]) -> str:
+    parts = urlsplit(url)
+    user, at, _ = parts.netloc.rpartition("@")
+    return urlunsplit(parts._replace(netloc=f"{user}{at}{address[0]}:{address[1]}"))
+
+
+def _with(url: str, settings: Mapping[str, str]) -> str:
+    """`url` with these parameters, which win over its own."""
+    if not settings:
+        return url
+    base, _, query = url.partition("?")
+    merged = {**dict(parse_qsl(query, keep_blank_values=True)), **settings}
+    return f"{base}?{urlencode(merged)}"
+
+
+def _without_secrets(url: str) -> str:
+    parts = urlsplit(url)
+    user, at, rest = parts.netloc.rpartition("@")
+    netloc = f"{user.partition(':')[0]}{at}{rest}"
+    return urlunsplit((parts.scheme, netloc, parts.path, "", ""))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +40,10 @@ class LocalBroker(ABC):
 
     name: str
     """The target's name, `rabbitmq:3.10`."""
+
+    fast_settings: Mapping[str, str] = {}
+    """URL parameters with which heartbeats, sessions and leases run out in seconds, for the conformance suite; the
+    user's own settings win over them."""
     default_nodes: int = 1
     """How many nodes this target means where the caller names no number."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from urllib.parse import quote, urlencode
 
 from brokerkit.errors import NotSupported
@@ -13,6 +14,7 @@ from brokerkit.local.contract import Chosen, LocalBroker
 
 class LocalFile(LocalBroker):
     name = "sqlite"
+    fast_settings = MappingProxyType({"lease_seconds": "2"})
 
     def __init__(self) -> None:
         self._url = ""

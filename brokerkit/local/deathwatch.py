@@ -1,0 +1,91 @@
+"""The death watch: a tiny program that outlives its owner by a moment, to end what the owner had started.
+
+Run as a script with a bare interpreter (no site, no packages), so it starts at once and costs a few megabytes. It
+reads its standard input, a pipe whose other end only the owner holds, and also looks whether its parent is still
+the owner (a fork of the owner would hold the pipe open). When the owner is gone, in whatever way, it sends SIGKILL
+to every process that carries the owner's mark in its environment, then removes the directories it was told of.
+
+Input, a line each: `group PID`, `remove PATH`, `keep PATH`. Groups are used only where /proc is missing.
+"""
+
+import os
+import select
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+
+MARK = "BROKERKIT_OWNER"
+"""Environment variable that marks the processes of one owner."""
+
+
+def marked(variable: str, value: str) -> Iterator[int]:
+    """Processes of this user that have `variable=value` in their environment; none where /proc is missing."""
+    wanted = f"{variable}={value}".encode()
+    try:
+        names = os.listdir("/proc")
+    except OSError:
+        return
+    for name in names:
+        if name.isdigit() and int(name) != os.getpid():
+            try:
+                with open(f"/proc/{name}/environ", "rb") as file:
+                    if wanted in file.read().split(b"\0"):
+                        yield int(name)
+            except OSError:
+                continue  # gone meanwhile, or somebody else's
+
+
+def end_marked(variable: str, value: str, timeout: float = 10.0) -> bool:
+    """SIGKILL to all marked processes, again until none is left; whether that was reached in time."""
+    deadline = time.monotonic() + timeout
+    while True:
+        found = list(marked(variable, value))
+        for pid in found:
+            _send(os.kill, pid)
+        if not found or time.monotonic() > deadline:
+            return not found
+        time.sleep(0.05)
+
+
+def watch(owner: int, token: str) -> None:
+    """Waits until the owner is gone, then ends its processes and removes its directories."""
+    groups: set[int] = set()
+    directories: set[str] = set()
+    pending = b""
+    while os.getppid() == owner:
+        if not select.select([0], [], [], 0.5)[0]:
+            continue
+        data = os.read(0, 65536)
+        if not data:
+            break
+        *lines, pending = (pending + data).split(b"\n")
+        for line in lines:
+            verb, _, argument = line.decode("utf-8", "surrogateescape").partition(" ")
+            if verb == "group":
+                groups.add(int(argument))
+            elif verb == "remove":
+                directories.add(argument)
+            elif verb == "keep":
+                directories.discard(argument)
+    if not os.path.isdir("/proc/self"):
+        for group in groups:
+            _send(os.killpg, group)
+    end_marked(MARK, token)
+    for directory in directories:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _send(kill, pid):  # type: ignore[no-untyped-def]
+    try:
+        kill(pid, signal.SIGKILL)
+    except OSError:
+        pass  # gone meanwhile
+
+
+if __name__ == "__main__":
+    # Ctrl-C and a hang-up are for the owner to answer; this one goes when the owner has gone.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    watch(int(sys.argv[1]), sys.argv[2])

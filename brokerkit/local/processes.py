@@ -1,0 +1,159 @@
+"""Child processes of a local broker: started with a mark and a log, ended by process id."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from brokerkit.local.contract import StartFailed
+from brokerkit.local.keeper import keeper
+
+
+class Process:
+    """One program that can be started, killed, paused and started again. It dies with this process."""
+
+    def __init__(
+        self,
+        name: str,
+        argv: Sequence[str | Path],
+        *,
+        env: Mapping[str, str],
+        directory: Path,
+        log: Path,
+    ) -> None:
+        self.name = name
+        self.log = log
+        self.paused = False
+        self._argv = [str(argument) for argument in argv]
+        self._env = dict(env)
+        self._directory = directory
+        self._popen: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """Process id, 0 while it is down."""
+        return self._popen.pid if self._popen is not None and self._popen.poll() is None else 0
+
+    def start(self) -> None:
+        if self.pid:
+            return
+        watch = keeper()
+        with self.log.open("ab") as log:
+            self._popen = subprocess.Popen(
+                self._argv,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self._env | watch.mark,
+                cwd=self._directory,
+                start_new_session=True,
+            )
+        watch.group(self._popen.pid)
+        self.paused = False
+
+    def kill(self, timeout: float = 15.0) -> None:
+        """SIGKILL; returns when the process is gone."""
+        if self._popen is not None and self.pid:
+            self._popen.kill()
+            self._popen.wait(timeout)
+        self.paused = False
+
+    def end(self, timeout: float) -> None:
+        """SIGTERM, and SIGKILL if that does not end it in time."""
+        if self._popen is None or not self.pid:
+            return
+        self.terminate()
+        try:
+            self._popen.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+    def terminate(self) -> None:
+        """SIGTERM; does not wait."""
+        if self._popen is not None and self.pid:
+            self.resume()
+            self._popen.terminate()
+
+    def pause(self) -> None:
+        self._signal(signal.SIGSTOP)
+        self.paused = True
+
+    def resume(self) -> None:
+        if self.pid:
+            self._signal(signal.SIGCONT)
+        self.paused = False
+
+    def status(self) -> str:
+        """How it is, or how it ended, for messages."""
+        if self._popen is None:
+            return "not started"
+        code = self._popen.poll()
+        if code is None:
+            return "paused" if self.paused else "running"
+        return f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+
+    def tail(self, lines: int = 25) -> str:
+        """The end of its log."""
+        return tail(self.log, lines)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if not self.pid:
+            raise StartFailed(f"{self.name} is not running: {self.status()}")
+        os.kill(self.pid, number)
+
+
+def wait_until(
+    condition: Callable[[], bool], timeout: float, what: str, processes: Sequence[Process], logs: Sequence[Path] = ()
+) -> None:
+    """Polls until the condition holds. Raises StartFailed with the end of the logs when a process ends or time is up."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        ended = [process for process in processes if not process.pid]
+        if ended or time.monotonic() > deadline:
+            reason = "; ".join(f"{process.name} {process.status()}" for process in ended or processes)
+            since = "" if ended else f" after {timeout:g} s"
+            text = "\n".join(
+                f"--- {path}\n{tail(path)}" for path in [*(p.log for p in ended or processes), *logs] if path.exists()
+            )
+            raise StartFailed(f"{what} not reached{since}: {reason}\n{text}")
+        time.sleep(0.03)
+
+
+def run(argv: Sequence[str | Path], *, env: Mapping[str, str], timeout: float, directory: Path | None = None) -> str:
+    """Runs a helper program to its end and returns its output. Raises StartFailed with what it printed."""
+    command = [str(argument) for argument in argv]
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            env={**env, **keeper().mark},
+            cwd=directory,
+            timeout=timeout,
+            check=False,
+            text=True,
+            errors="replace",
+        )
+    except subprocess.TimeoutExpired:
+        raise StartFailed(f"{Path(command[0]).name} took longer than {timeout:g} s") from None
+    except OSError as error:
+        raise StartFailed(f"{command[0]} cannot be run: {error.strerror}") from error
+    if done.returncode:
+        said = "\n".join((done.stdout + done.stderr).splitlines()[-25:])
+        raise StartFailed(f"{Path(command[0]).name} ended with exit code {done.returncode}:\n{said}")
+    return done.stdout
+
+
+def tail(path: Path, lines: int = 25) -> str:
+    """The last lines of a log, empty if there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - 16_384))
+            return "\n".join(file.read().decode("utf-8", "replace").splitlines()[-lines:])
+    except OSError:
+        return ""

@@ -262,6 +262,7 @@ class _View:
         self.drain = _drain(history)
         cell = history.cell
         self.at_most_once_producer = cell is not None and cell.get("producer_guarantee") == "at_most_once"
+        self.at_most_once_consumer = cell is not None and cell.get("guarantee") == "at_most_once"
         named: Iterable[str] = (cell.get("subscriptions") or ()) if cell else ()
         seen = {name for life in self.lives.values() for name in (*life.receives, *life.effects)}
         self.subscriptions: list[str] = sorted(named) or sorted(seen) or [""]
@@ -480,8 +481,10 @@ def _leaked(view: _View) -> Iterator[Anomaly]:
 
 
 def _false_confirms(view: _View) -> Iterator[Anomaly]:
-    """Confirmed, nothing of the broker or the network failed afterwards, and nobody ever received it."""
-    if not view.drain.complete:
+    """Confirmed, nothing of the broker or the network failed afterwards, and nobody ever received it.
+
+    An at most once consumer that is killed takes with it what it had acked and not yet recorded."""
+    if not view.drain.complete or view.at_most_once_consumer:
         return
     for life in view.lives.values():
         confirm = next((end for end in life.ends if end.type == "ok"), None)
@@ -585,7 +588,7 @@ def _drain(history: History) -> Drain:
         str(end.get("reason", "")),
         _total(end.get("missing")) or 0,
         _total(end.get("depth")),
-        end.get("quiet"),
+        end.get("seconds"),
         float(properties.get("redelivery_seconds") or 0.0),
     )
 

@@ -6,6 +6,7 @@ import json
 import random
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -16,9 +17,8 @@ from brokerkit.errors import BrokerkitError
 from brokerkit_conformance.checks.registry import checks, checks_of
 from brokerkit_conformance.history import History
 from brokerkit_conformance.progress import Progress
-from brokerkit_conformance.report import write_report
-from brokerkit_conformance.report.terminal import show
-from brokerkit_conformance.runner import AT_ONCE, Options, judged, run
+from brokerkit_conformance.report import matrix, write
+from brokerkit_conformance.runner import AT_ONCE, Options, Run, judged, run
 from brokerkit_conformance.targets import local_brokers, understand
 
 app = typer.Typer(
@@ -35,7 +35,7 @@ def run_command(
         list[str] | None, typer.Option(help="Only cells where either end asks for this; may be repeated.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Repeats the random choices of a run.")] = None,
-    report: Annotated[Path, typer.Option(help="Where results, histories and the page go.")] = Path("conformance-report"),
+    report: Annotated[Path, typer.Option(help="Where results, histories and the page go.")] = Path("conformance-out"),
     scale: Annotated[int, typer.Option(min=1, help="Multiplies every check's trials.")] = 1,
     at_once: Annotated[int, typer.Option(min=1, help="Cells that run at the same time.")] = AT_ONCE,
 ) -> None:
@@ -54,13 +54,18 @@ def run_command(
         scale=scale,
         at_once=at_once,
     )
+    started = time.time()
     with Progress(console) as progress:
         found = run(asked, options, report, progress)
-    write_report(report, found.cells, versions=found.versions, seed=options.seed)
-    show(found.cells, console)
-    for name, why in found.unavailable.items():
-        console.print(f"[red]{name} could not be brought up:[/] {why}")
-    console.print(f"seed {options.seed}   {report / 'index.html'}")
+    about = {
+        "command": " ".join(["brokerkit", "conformance", "run", *(some.name for some in asked)]),
+        "seed": options.seed,
+        "started": int(started * 1000),
+        "seconds": round(time.time() - started, 1),
+    }
+    page = write(found, report, about)
+    console.print(matrix(found))
+    console.print(f"seed {options.seed}   {page}", highlight=False)
     raise typer.Exit(0 if found.green else 1)
 
 
@@ -87,7 +92,7 @@ def check_command(
     except ValueError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(2) from None
-    show([cell], Console())
+    Console(stderr=True).print(matrix(Run([cell], {}, {})))
     json.dump(cell.as_dict(), sys.stdout, indent=2, default=str)
     typer.echo()
     raise typer.Exit(0 if cell.green else 1)

@@ -236,7 +236,9 @@ class Story:
     ) -> Mapping[str, Any]:
         """Does it, between two lines of the journal, the second with its evidence. `point`: the barrier at which
         the target stood."""
-        what: dict[str, Any] = {"kind": kind, "target": target, "trial": self._trial, **({"point": point} if point else {})}
+        what: dict[str, Any] = {"kind": kind, "target": target, "trial": self._trial}
+        if point is not None:
+            what["point"] = point
         self.journal.write("fault", "invoke", **what)
         try:
             evidence = act()

@@ -63,11 +63,13 @@ class ConsumerActor:
             if self.handler.get("waits"):
                 self.stage.stopping.wait(0.05)
                 continue
-            for delivery in consumer.receive(max_messages=self.batch, timeout=0.25):
+            batch = consumer.receive(max_messages=self.batch, timeout=0.25)
+            for delivery in batch:
+                self._received(delivery)
+            for delivery in batch:
                 # What was acked at hand-over is never given back: it is worked on, also while stopping.
                 if self.stage.stopping.is_set() and not self.at_most_once:
                     break
-                self._received(delivery)
                 self._handle(delivery)
 
     def _handle(self, delivery: Any) -> None:

@@ -13,8 +13,8 @@ import json
 import os
 import queue
 import signal
-import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,8 @@ class Stage:
 
     def __init__(self) -> None:
         _die_with_parent()
-        first = sys.stdin.buffer.readline()
-        if not first:
-            os._exit(70)
-        self.spec: dict[str, Any] = json.loads(first)
+        self._lines = _lines()
+        self.spec: dict[str, Any] = json.loads(next(self._lines))
         self.actor: str = self.spec["actor"]
         self.journal = Journal(Path(self.spec["journal"]), self.actor)
         self.stopping = threading.Event()
@@ -63,7 +61,7 @@ class Stage:
         self.journal.write("event", kind=str(event.kind), detail=str(event.detail))
 
     def _listen(self) -> None:
-        for line in iter(sys.stdin.buffer.readline, b""):
+        for line in self._lines:
             command = json.loads(line)
             if command["do"] == "release":
                 self._released.release()
@@ -71,7 +69,16 @@ class Stage:
                 self.stopping.set()
             else:
                 self.commands.put(command)
-        os._exit(70)
+
+
+def _lines() -> Iterator[bytes]:
+    """Lines of the input; its end ends the process. Unbuffered: a daemon thread that waits in a buffered reader
+    aborts the interpreter's own end."""
+    rest = b""
+    while data := os.read(0, 65536):
+        *lines, rest = (rest + data).split(b"\n")
+        yield from lines
+    os._exit(70)
 
 
 def _die_with_parent() -> None:

@@ -55,6 +55,7 @@ class _Leases:
         self.session = session
         self.busy_timeout = settings.busy_timeout
         self.wake = threading.Event()
+        self.stopped = False
         self.locked_since: float | None = None
         self._interval = _SHORTEST
         self._turn = 0
@@ -106,6 +107,8 @@ class _Leases:
         try:
             with session.lock:
                 session.check()
+                if self.stopped:
+                    raise Closed("closed while it waited for messages")
                 version = session.data_version()
                 due = NEVER
                 for group in self._in_turn():
@@ -135,11 +138,21 @@ class _Leases:
             return groups[self._turn :] + groups[: self._turn]
         return groups
 
-    def release(self, timeout: float) -> None:
-        """Gives back at once what this session still leases, its attempt counted."""
-        with self.session.transaction(time.monotonic() + timeout) as db:
-            for subscription in self.groups:
-                log.release(db, subscription, self.number, now_ms())
+    def close(self, timeout: float) -> None:
+        """Ends the session; what it still leases is given back at once, its attempt counted."""
+        self.stopped = True
+        self.wake.set()
+        try:
+            if not self.session.closed:
+                with self.session.transaction(time.monotonic() + timeout) as db:
+                    for subscription in self.groups:
+                        log.release(db, subscription, self.number, now_ms())
+        except ConnectionLost:
+            pass  # their leases run out by themselves
+        finally:
+            self.session.closed = True
+            self.wake.set()
+            self.session.close()
 
 
 class SqliteReceiver(Receiver):
@@ -253,16 +266,7 @@ class SqliteReceiver(Receiver):
         self._check()
 
     def close(self, timeout: float) -> None:
-        self._leases.wake.set()
-        try:
-            if not (self._over or self._session.closed):
-                self._leases.release(timeout)
-        except ConnectionLost:
-            pass  # their leases run out by themselves
-        finally:
-            self._session.closed = True
-            self._leases.wake.set()
-            self._session.close()
+        self._leases.close(timeout)
 
     def _check(self) -> None:
         if self._over:
@@ -361,16 +365,7 @@ class SqliteTransactor(Transactor):
             log.nack(db, self._leases.groups, back, now_ms())
 
     def close(self, timeout: float) -> None:
-        self._leases.wake.set()
-        try:
-            if not self._session.closed:
-                self._leases.release(timeout)
-        except ConnectionLost:
-            pass  # their leases run out by themselves
-        finally:
-            self._session.closed = True
-            self._leases.wake.set()
-            self._session.close()
+        self._leases.close(timeout)
 
     def _forget(self) -> None:
         self._received: list[Token] = []

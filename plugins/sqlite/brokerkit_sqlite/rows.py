@@ -12,7 +12,11 @@ from brokerkit.driver import Incoming, Position, Token
 from brokerkit.message import NO_HEADERS, Headers, IdSource, Message
 from brokerkit_sqlite.schema import MASK, SHIFT, SIDE
 
-COLUMNS = "messages.seq, id, key, content_type, published_at, headers, body"
+COLUMNS = (
+    "messages.seq, CAST(id AS BLOB), CAST(key AS BLOB), CAST(content_type AS BLOB), published_at, "
+    "CAST(headers AS BLOB), CAST(body AS BLOB)"
+)
+"""As bytes, so that what is never looked at is never decoded, and no foreign client's text can fail to be read."""
 
 Row = tuple[Any, ...]
 
@@ -29,13 +33,13 @@ def encode_headers(headers: Headers) -> str | None:
     return _encode(dict(headers)) if headers else None
 
 
-def decode_headers(text: object) -> Headers:
+def decode_headers(text: bytes | None) -> Headers:
     """What a foreign client wrote is never an error: what is no JSON object is no headers, odd values are text."""
     if not text:
         return NO_HEADERS
     try:
-        found = json.loads(text)  # type: ignore[arg-type]
-    except (ValueError, TypeError):
+        found = json.loads(text.decode("utf-8", "replace"))
+    except ValueError:
         return NO_HEADERS
     if not isinstance(found, dict):
         return NO_HEADERS
@@ -79,12 +83,12 @@ class Received(Incoming):
 
     @property
     def body(self) -> bytes:  # type: ignore[override]
-        return as_bytes(self.native[6])
+        return self.native[6] or b""
 
     @property
     def id(self) -> str:  # type: ignore[override]
-        id = self.native[1]
-        return as_text(id) if id else str(self.position)
+        id: bytes | None = self.native[1]
+        return id.decode("utf-8", "replace") if id else str(self.position)
 
     @property
     def id_source(self) -> IdSource:  # type: ignore[override]
@@ -92,11 +96,11 @@ class Received(Incoming):
 
     @property
     def key(self) -> str | None:  # type: ignore[override]
-        return None if self.native[2] is None else as_text(self.native[2])
+        return _text(self.native[2])
 
     @property
     def content_type(self) -> str | None:  # type: ignore[override]
-        return None if self.native[3] is None else as_text(self.native[3])
+        return _text(self.native[3])
 
     @property
     def published_at(self) -> int:  # type: ignore[override]
@@ -141,16 +145,8 @@ class Positions(Sequence[Position]):
 
 
 def size_of(row: Row) -> int:
-    body = row[6]
-    return len(body) if type(body) is bytes else len(as_bytes(body))
+    return len(row[6] or b"")
 
 
-def as_bytes(value: object) -> bytes:
-    """A body as bytes, whatever type a foreign client gave it."""
-    if isinstance(value, bytes):
-        return value
-    return b"" if value is None else str(value).encode("utf-8", "surrogateescape")
-
-
-def as_text(value: object) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode("utf-8", "replace")

@@ -41,7 +41,7 @@ class Session:
         self.closed = False
         self._pid = os.getpid()
         self._busy_timeout = settings.busy_timeout
-        if not create and not path.exists():
+        if not create and path.parent.is_dir() and not path.exists():
             raise NotFound(f"there is no file {path.name!r}: declare a topic first, which creates it")
         try:
             self.connection = sqlite3.connect(

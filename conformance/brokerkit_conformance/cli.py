@@ -35,7 +35,7 @@ def run_command(
         list[str] | None, typer.Option(help="Only cells where either end asks for this; may be repeated.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Repeats the random choices of a run.")] = None,
-    report: Annotated[Path, typer.Option(help="Where results, histories and the page go.")] = Path("conformance-out"),
+    report: Annotated[Path, typer.Option(help="Where results, histories and the page go.")] = Path("out/conformance"),
     scale: Annotated[int, typer.Option(min=1, help="Multiplies every check's trials.")] = 1,
     at_once: Annotated[int, typer.Option(min=1, help="Cells that run at the same time.")] = AT_ONCE,
 ) -> None:

@@ -1,0 +1,259 @@
+"""The fault proxy over real sockets, with a toy protocol: one line a frame, its first word the kind."""
+
+from __future__ import annotations
+
+import os
+import socket
+import socketserver
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+from brokerkit_conformance.faults import DidNotFire
+from brokerkit_conformance.faults.proxy import Proxy
+
+from brokerkit.driver import Frame
+
+
+class Lines:
+    """The toy codec: `ack m1\\n` is one frame of kind `ack` that carries `m1`."""
+
+    def __init__(self) -> None:
+        self._rest = {"client": b"", "broker": b""}
+
+    def client(self, data: bytes) -> list[Frame]:
+        return self._frames("client", data)
+
+    def broker(self, data: bytes) -> list[Frame]:
+        return self._frames("broker", data)
+
+    def _frames(self, way: str, data: bytes) -> list[Frame]:
+        *lines, self._rest[way] = (self._rest[way] + data).split(b"\n")
+        return [self._frame(line) for line in lines]
+
+    def _frame(self, line: bytes) -> Frame:
+        kind, _, id = line.decode().partition(" ")
+        if kind == "garbage":
+            raise ValueError("this is not the protocol")
+        return Frame(line + b"\n", kind, f"toy.{kind}", (id,) if id else ())
+
+
+class Echo(socketserver.StreamRequestHandler):
+    """A broker that answers every line with `confirm` and the same line."""
+
+    def handle(self) -> None:
+        try:
+            for line in self.rfile:
+                self.server.seen.append(line)  # type: ignore[attr-defined]
+                self.wfile.write(b"confirm " + line)
+        except ConnectionError:
+            return
+
+
+@pytest.fixture
+def broker() -> Iterator[socketserver.ThreadingTCPServer]:
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Echo) as server:
+        server.daemon_threads = True
+        server.seen = []  # type: ignore[attr-defined]
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def proxy(broker: socketserver.ThreadingTCPServer) -> Iterator[Proxy]:
+    made = Proxy(1, Lines)
+    made.watch(os.getpid())
+    made.serve([broker.server_address])  # type: ignore[list-item]
+    yield made
+    made.stop()
+
+
+def connect(proxy: Proxy) -> socket.socket:
+    made = socket.create_connection(proxy.addresses[0], timeout=5)
+    made.settimeout(5)
+    return made
+
+
+def ask(connection: socket.socket, line: str) -> bytes:
+    connection.sendall(line.encode() + b"\n")
+    return connection.recv(100)
+
+
+def is_reset(connection: socket.socket) -> bool:
+    try:
+        for _ in range(20):
+            connection.sendall(b"anything\n")
+            if connection.recv(100) == b"":
+                return False
+            time.sleep(0.05)
+    except (ConnectionResetError, BrokenPipeError):
+        return True
+    return False
+
+
+def hears_nothing(connection: socket.socket, seconds: float = 0.3) -> bool:
+    connection.settimeout(seconds)
+    try:
+        return connection.recv(100) is None
+    except TimeoutError:
+        return True
+    finally:
+        connection.settimeout(5)
+
+
+def test_it_forwards_both_ways(proxy: Proxy) -> None:
+    with closing(connect(proxy)) as client:
+        assert ask(client, "publish m1") == b"confirm publish m1\n"
+
+
+def test_it_drops_exactly_the_named_frame_of_the_broker_and_resets(proxy: Proxy) -> None:
+    with closing(connect(proxy)) as client:
+        assert ask(client, "publish m1") == b"confirm publish m1\n"
+        rule = proxy.drop_frame("confirm", way="broker", of=os.getpid(), then="cut")
+        client.sendall(b"publish m2\n")
+        evidence = rule.wait(5)
+        assert evidence["frames"] == 1
+        assert evidence["frame"] == "toy.confirm"
+        assert evidence["ids"] == ["publish m2"]
+        with pytest.raises(ConnectionResetError):
+            client.recv(100)
+
+
+def test_the_frame_before_a_dropped_answer_has_reached_the_broker(
+    proxy: Proxy, broker: socketserver.ThreadingTCPServer
+) -> None:
+    with closing(connect(proxy)) as client:
+        rule = proxy.drop_frame("confirm", way="broker", then="cut")
+        client.sendall(b"publish m1\n")
+        rule.wait(5)
+        assert broker.seen == [b"publish m1\n"]  # type: ignore[attr-defined]
+
+
+def test_a_dropped_frame_of_the_client_never_reaches_the_broker(
+    proxy: Proxy, broker: socketserver.ThreadingTCPServer
+) -> None:
+    with closing(connect(proxy)) as client:
+        rule = proxy.drop_frame("ack", way="client", then="pass")
+        client.sendall(b"publish m1\nack m0\npublish m2\n")
+        assert rule.wait(5)["ids"] == ["m0"]
+        got = b""
+        while got.count(b"\n") < 2:
+            got += client.recv(100)
+        assert broker.seen == [b"publish m1\n", b"publish m2\n"]  # type: ignore[attr-defined]
+
+
+def test_swallow_keeps_the_process_away_until_healed(proxy: Proxy, broker: socketserver.ThreadingTCPServer) -> None:
+    with closing(connect(proxy)) as client:
+        rule = proxy.drop_frame("ack", way="client", of=os.getpid(), then="swallow")
+        client.sendall(b"ack m1\npublish m2\n")
+        rule.wait(5)
+        assert hears_nothing(client)
+        with closing(connect(proxy)) as again:
+            assert is_reset(again)
+        proxy.heal(rule)
+        with closing(connect(proxy)) as after:
+            assert ask(after, "publish m3") == b"confirm publish m3\n"
+        assert broker.seen == [b"publish m3\n"]  # type: ignore[attr-defined]
+
+
+def test_refuse_resets_what_is_open_and_what_is_new_until_healed(proxy: Proxy) -> None:
+    with closing(connect(proxy)) as client:
+        ask(client, "publish m1")
+        rule = proxy.refuse()
+        assert is_reset(client)
+        with closing(connect(proxy)) as other:
+            assert is_reset(other)
+        assert rule.wait(1)["connections"] >= 2
+        proxy.heal(rule)
+        with closing(connect(proxy)) as after:
+            assert ask(after, "publish m2") == b"confirm publish m2\n"
+
+
+def test_cut_resets_what_is_open_and_lets_new_connections_through(proxy: Proxy) -> None:
+    with closing(connect(proxy)) as client, closing(connect(proxy)) as bystander:
+        ask(client, "publish m1")
+        ask(bystander, "publish m1")
+        assert proxy.cut().wait(1)["connections"] == 2
+        assert is_reset(client)
+        with closing(connect(proxy)) as after:
+            assert ask(after, "publish m2") == b"confirm publish m2\n"
+
+
+def test_a_blackhole_swallows_one_way_only(proxy: Proxy, broker: socketserver.ThreadingTCPServer) -> None:
+    with closing(connect(proxy)) as client:
+        rule = proxy.blackhole("broker")
+        client.sendall(b"publish m1\n")
+        rule.wait(5)
+        assert hears_nothing(client)
+        assert broker.seen == [b"publish m1\n"]  # type: ignore[attr-defined]
+
+
+def test_delay_holds_back_and_loses_nothing(proxy: Proxy) -> None:
+    with closing(connect(proxy)) as client:
+        rule = proxy.delay(0.3)
+        began = time.monotonic()
+        assert ask(client, "publish m1") == b"confirm publish m1\n"
+        assert time.monotonic() - began >= 0.3
+        proxy.heal(rule)
+
+
+def test_a_rule_bites_only_the_process_it_names(proxy: Proxy) -> None:
+    program = (
+        "import socket,sys\n"
+        "sys.stdin.readline()\n"
+        f"s=socket.create_connection({proxy.addresses[0]!r}, timeout=5)\n"
+        "s.sendall(b'publish m1\\n')\n"
+        "try: print(s.recv(100).decode().strip(), flush=True)\n"
+        "except ConnectionResetError: print('reset', flush=True)\n"
+    )
+    child = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        proxy.watch(child.pid)
+        rule = proxy.drop_frame("confirm", way="broker", of=child.pid, then="cut")
+        with closing(connect(proxy)) as client:
+            assert ask(client, "publish mine") == b"confirm publish mine\n"
+            assert child.stdin is not None
+            answer, _ = child.communicate("go\n", timeout=20)
+            assert answer.strip() == "reset"
+            assert rule.wait(1)["ids"] == ["publish m1"]
+            assert ask(client, "publish mine") == b"confirm publish mine\n"
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_a_rule_that_nothing_falls_into_says_so(proxy: Proxy) -> None:
+    with closing(connect(proxy)) as client:
+        rule = proxy.drop_frame("commit", way="client")
+        ask(client, "publish m1")
+        with pytest.raises(DidNotFire, match="no commit came by"):
+            rule.wait(0.1)
+
+
+def test_a_codec_that_cannot_read_the_stream_makes_rules_blind_and_loses_no_byte(proxy: Proxy) -> None:
+    with closing(connect(proxy)) as client:
+        rule = proxy.drop_frame("confirm", way="broker")
+        assert ask(client, "garbage") == b"confirm garbage\n"
+        assert ask(client, "publish m1") == b"confirm publish m1\n"
+        assert not rule.fired.is_set()
+        assert "not the protocol" in proxy.trouble[0]
+
+
+def test_a_broker_that_is_down_looks_like_a_reset_connection() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        address = gone.getsockname()
+    proxy = Proxy(1, None)
+    proxy.serve([address])
+    try:
+        with closing(connect(proxy)) as client:
+            with pytest.raises(ConnectionResetError):
+                client.recv(100)
+    finally:
+        proxy.stop()

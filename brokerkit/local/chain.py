@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
@@ -20,9 +20,17 @@ PROVIDER = "BROKERKIT_PROVIDER"
 class Chain(LocalBroker):
     """A broker that is had in the first of several ways that works here; everything else is passed on to it."""
 
-    def __init__(self, name: str, candidates: Sequence[tuple[str, LocalBroker]], default_nodes: int = 1) -> None:
+    def __init__(
+        self,
+        name: str,
+        candidates: Sequence[tuple[str, LocalBroker]],
+        *,
+        default_nodes: int = 1,
+        fast_settings: Mapping[str, str] | None = None,
+    ) -> None:
         self.name = name
         self.default_nodes = default_nodes
+        self.fast_settings = fast_settings or {}
         self._candidates = candidates
         self._taken: tuple[LocalBroker, Chosen] | None = None
 

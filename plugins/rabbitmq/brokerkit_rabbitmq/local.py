@@ -54,7 +54,7 @@ def _chain(name: str, version: str, *, strict: bool = True, nodes: int = 1) -> C
         ("recipe", RabbitBroker(name, lambda: _unpacked(version, strict))),
         ("docker", _Container(name, version)),
     ]
-    return Chain(name, candidates, default_nodes=nodes)
+    return Chain(name, candidates, default_nodes=nodes, fast_settings={"client.heartbeat": "2"})
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""`brokerkit demo`: what guarantees are worth, in dollars, and who says so."""

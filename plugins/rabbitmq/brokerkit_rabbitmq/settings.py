@@ -1,0 +1,135 @@
+"""What a RabbitMQ URL may say, and the pika parameters that follow from it."""
+
+from __future__ import annotations
+
+import json
+import ssl
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import pika
+from pydantic import Field
+
+from brokerkit.errors import ConfigurationError
+from brokerkit.plugins import Settings, Url
+
+DEFAULT_HEARTBEAT = 10
+"""Seconds. A dead peer is noticed after 15 s here and after 20 s by the broker."""
+
+
+class RabbitSettings(Settings):
+    """`rabbitmq://user:password@host:port,host:port/vhost?…`; `amqps://` is the same with TLS."""
+
+    queue: Literal["quorum", "classic"] = "quorum"
+    """The type of queues that are declared. Classic ones live on one node."""
+    persistent: bool = True
+    """False: messages are transient, and a classic queue forgets them when its node dies."""
+    tls: bool = False
+    tls_ca: str | None = None
+    """File with the authorities to trust; default: the system's."""
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    tls_verify: bool = True
+    """False: takes any certificate, also of another host."""
+    sasl: Literal["plain", "external"] = "plain"
+    """`external`: the client certificate says who we are."""
+    max_body_bytes: int = Field(default=16 * 1024 * 1024, gt=0)
+    """The broker's `max_message_size`; larger bodies are refused here, for the broker would close the channel."""
+
+
+def _whole(text: str) -> int:
+    return int(text)
+
+
+def _table(text: str) -> Mapping[str, Any]:
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object")
+    return value
+
+
+CLIENT: Mapping[str, tuple[Callable[[str], Any], str]] = {
+    "blocked_connection_timeout": (float, "seconds"),
+    "channel_max": (_whole, "a whole number"),
+    "client_properties": (_table, "a JSON object"),
+    "connection_attempts": (_whole, "a whole number"),
+    "frame_max": (_whole, "a whole number"),
+    "heartbeat": (_whole, "whole seconds"),
+    "locale": (str, "text"),
+    "retry_delay": (float, "seconds"),
+    "socket_timeout": (float, "seconds"),
+    "stack_timeout": (float, "seconds"),
+    "tcp_options": (_table, "a JSON object"),
+}
+"""`client.NAME`: pika's ConnectionParameters arguments that the URL does not say otherwise."""
+
+
+def client_options(settings: RabbitSettings) -> dict[str, Any]:
+    """`client.NAME` values, typed. Raises ConfigurationError."""
+    options: dict[str, Any] = {}
+    for name, text in settings.client.items():
+        if name not in CLIENT:
+            raise ConfigurationError(
+                f"unknown option client.{name}: pika's are {', '.join(f'client.{known}' for known in sorted(CLIENT))}"
+            )
+        convert, kind = CLIENT[name]
+        try:
+            options[name] = convert(text)
+            pika.ConnectionParameters(**{name: options[name]})
+        except (ValueError, TypeError) as error:
+            raise ConfigurationError(f"option client.{name} must be {kind}: {error}") from None
+    return options
+
+
+def hosts(url: Url, settings: RabbitSettings) -> list[tuple[str, int]]:
+    """Where the broker's nodes listen."""
+    port = 5671 if secure(url, settings) else 5672
+    return [(host, given or port) for host, given in url.hosts] or [("localhost", port)]
+
+
+def secure(url: Url, settings: RabbitSettings) -> bool:
+    return url.scheme == "amqps" or settings.tls
+
+
+def tls_context(settings: RabbitSettings) -> ssl.SSLContext:
+    """Raises ConfigurationError for files that cannot be read."""
+    try:
+        context = ssl.create_default_context(cafile=settings.tls_ca)
+        if settings.tls_cert is not None:
+            context.load_cert_chain(settings.tls_cert, settings.tls_key)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigurationError(f"tls_ca, tls_cert or tls_key cannot be used: {error}") from None
+    if not settings.tls_verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def parameters(
+    url: Url,
+    settings: RabbitSettings,
+    options: Mapping[str, Any],
+    context: ssl.SSLContext | None,
+    address: tuple[str, int],
+    timeout: float,
+) -> pika.ConnectionParameters:
+    """pika's parameters for one node."""
+    host, port = address
+    credentials: Any = pika.credentials.ExternalCredentials()
+    if settings.sasl == "plain":
+        credentials = pika.PlainCredentials(url.username or "guest", url.password or "guest")
+    chosen: dict[str, Any] = {
+        "heartbeat": DEFAULT_HEARTBEAT,
+        "socket_timeout": timeout,
+        "stack_timeout": timeout,
+        "client_properties": {"connection_name": "brokerkit"},
+        **options,
+    }
+    return pika.ConnectionParameters(
+        host=host,
+        port=port,
+        virtual_host=url.path[1:] or "/",
+        credentials=credentials,
+        ssl_options=None if context is None else pika.SSLOptions(context, host),
+        **chosen,
+    )

@@ -79,6 +79,8 @@ def check_version(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> Non
 
 def is_ours(connection: sqlite3.Connection) -> bool:
     """Whether the tables are there; False for an empty file. Raises ConfigurationError for a stranger's file."""
+    # In this order: whoever makes the file at this moment commits its tables and its application id together.
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     if application == APPLICATION:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
@@ -87,7 +89,6 @@ def is_ours(connection: sqlite3.Connection) -> bool:
                 f"the file has format {version}, this brokerkit reads {VERSION}: use the brokerkit that wrote it"
             )
         return True
-    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     if tables or application:
         raise ConfigurationError("the file is another program's SQLite database: name a file of its own for the queue")
     return False

@@ -22,12 +22,9 @@ DEAD = "dead"
 Connection = sqlite3.Connection
 
 
-class Token(NamedTuple):
-    """One handing-over. `lease` is of this hand-over alone, so that a late settlement finds nothing."""
-
-    subscription: int
-    lease: int
-    seq: int
+Token = tuple[int, int, int]
+"""One handing-over: subscription, lease, seq. The lease is of one call of `hand_out` and of nothing else, so that a
+late settlement finds nothing."""
 
 
 class Group(NamedTuple):
@@ -195,11 +192,11 @@ def _due(
         size += size_of(row := tuple(row))
         if taken and size > limits.size:
             break
-        taken.append(Received(row, Token(group.subscription, lease, row[0]), attempt + 1, group.topic))
+        taken.append(Received(row, (group.subscription, lease, row[0]), attempt + 1, group.topic))
     waiting.close()
     db.executemany(
         "UPDATE deliveries SET lease = ?, due = ?, attempt = attempt + ? WHERE subscription = ? AND seq = ?",
-        [(lease, until, counts, group.subscription, received.token.seq) for received in taken],
+        [(lease, until, counts, group.subscription, received.native[0]) for received in taken],
     )
     for seq, attempt in spent:
         if counts:
@@ -234,7 +231,7 @@ def _new(
         if row[7] is not None and row[7] > now:
             delayed.append((subscription, seq, row[7]))
         else:
-            received = Received(row, Token(subscription, lease, seq), 1, topic)
+            received = Received(row, (subscription, lease, seq), 1, topic)
             size += received.size
             if taken and size > limits.size:
                 break
@@ -296,7 +293,7 @@ def ack(db: Connection, tokens: Sequence[Token]) -> set[Token]:
         ).fetchall()
         if len(done) <= last - first:
             gone = set(range(first, last + 1)).difference(seq for (seq,) in done)
-            lost.update(Token(subscription, lease, seq) for seq in gone)
+            lost.update((subscription, lease, seq) for seq in gone)
         if done:
             collect(db, first, last)
     return lost
@@ -312,8 +309,8 @@ def extend(db: Connection, tokens: Sequence[Token], until: int) -> list[Token]:
         ).fetchall()
         if len(done) <= last - first:
             gone = set(range(first, last + 1)).difference(seq for (seq,) in done)
-            lost += [Token(subscription, lease, seq) for seq in gone]
-    for subscription in {token.subscription for token in tokens}:
+            lost += [(subscription, lease, seq) for seq in gone]
+    for subscription in {token[0] for token in tokens}:
         db.execute(
             "UPDATE subscriptions SET expiry = ? WHERE subscription = ? AND expiry > ?", (until, subscription, until)
         )
@@ -324,18 +321,19 @@ def nack(db: Connection, groups: Mapping[int, Group], nacks: Iterable[Nack], now
     """Lets messages wait again, or dead-letters them at their last attempt. Returns the tokens that are lost."""
     lost = set()
     for token, delay, unstarted in nacks:
+        subscription, lease, seq = token
         row = db.execute(
             "UPDATE deliveries SET lease = NULL, due = ?, attempt = max(0, attempt - ?) "
             "WHERE subscription = ? AND seq = ? AND lease = ? RETURNING attempt",
-            (now + round(delay * 1000), unstarted, token.subscription, token.seq, token.lease),
+            (now + round(delay * 1000), unstarted, subscription, seq, lease),
         ).fetchone()
         if row is None:
             lost.add(token)
             continue
-        group = groups[token.subscription]
+        group = groups[subscription]
         if group.attempts is not None and row[0] >= group.attempts and not unstarted:
-            dead_letter(db, group, token.seq, row[0], f"given back {row[0]} times", now)
-            _forget(db, token.subscription, token.seq)
+            dead_letter(db, group, seq, row[0], f"given back {row[0]} times", now)
+            _forget(db, subscription, seq)
     return lost
 
 
@@ -343,15 +341,16 @@ def reject(db: Connection, groups: Mapping[int, Group], rejects: Iterable[Reject
     """Moves messages to the dead letters. Returns the tokens that are lost."""
     lost = set()
     for token, reason in rejects:
+        subscription, lease, seq = token
         row = db.execute(
             "SELECT attempt FROM deliveries WHERE subscription = ? AND seq = ? AND lease = ?",
-            (token.subscription, token.seq, token.lease),
+            (subscription, seq, lease),
         ).fetchone()
         if row is None:
             lost.add(token)
             continue
-        dead_letter(db, groups[token.subscription], token.seq, row[0], reason, now)
-        _forget(db, token.subscription, token.seq)
+        dead_letter(db, groups[subscription], seq, row[0], reason, now)
+        _forget(db, subscription, seq)
     return lost
 
 

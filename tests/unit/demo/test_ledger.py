@@ -6,7 +6,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-
 from brokerkit_conformance.demo.fetch import Fetch
 from brokerkit_conformance.demo.ledger import WAYS, Ledger, charge_all
 

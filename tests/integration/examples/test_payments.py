@@ -1,0 +1,128 @@
+"""The example program runs unchanged on four URLs, and its messages are ordinary ones to raw clients."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+import brokerkit
+
+PROGRAM = Path(__file__).parents[3] / "examples" / "payments.py"
+BODY = b'{"charge": 50}'
+
+
+def program(url: str, *arguments: str) -> str:
+    ended = subprocess.run([sys.executable, str(PROGRAM), url, *arguments], capture_output=True, text=True, timeout=90)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+@pytest.fixture
+def clean() -> Iterator[Callable[[str], str]]:
+    """Removes the program's topics before and after a test, on a broker that other tests share."""
+    urls: list[str] = []
+
+    def remove(url: str) -> str:
+        urls.append(url)
+        with brokerkit.connect(url) as broker:
+            for topic in ("payments", "payments-dead"):
+                broker.delete(topic)
+        return url
+
+    yield remove
+    for url in urls:
+        remove(url)
+
+
+def test_on_memory():
+    out = program("memory://example", "--count", "100")
+    assert "100 payments sent" in out
+    assert "100 payments charged, $5,000" in out
+
+
+def test_on_sqlite(tmp_path: Path):
+    url = f"sqlite:///{tmp_path}/queue.db"
+    program(url, "send", "--count", "3")
+    raw = sqlite3.connect(tmp_path / "queue.db")
+    rows = raw.execute("select id, key, content_type, headers, body from published where topic = 'payments'").fetchall()
+    assert [row[0] for row in rows] == ["payment-0", "payment-1", "payment-2"]
+    assert rows[0][1:] == ("customer-0", "application/json", '{"currency":"USD"}', BODY)
+    with raw:
+        raw.execute("insert into published (topic, id, body) values ('payments', 'raw-1', ?)", (BODY,))
+    raw.close()
+    assert "4 payments charged, $200" in program(url, "charge", "--patience", "1")
+
+
+@pytest.mark.integration
+def test_on_rabbitmq(rabbitmq, clean):
+    import pika
+
+    url = clean(rabbitmq.url)
+    parts = urlsplit(url)
+    program(url, "send", "--count", "3")
+    credentials = pika.PlainCredentials(parts.username or "guest", parts.password or "guest")
+    connection = pika.BlockingConnection(
+        pika.ConnectionParameters(parts.hostname, parts.port, parts.path[1:] or "/", credentials)
+    )
+    try:
+        channel = connection.channel()
+        found = [_get(channel, "payments--ledger") for _ in range(3)]
+        assert [properties.message_id for _, properties, _ in found] == ["payment-0", "payment-1", "payment-2"]
+        _, properties, body = found[0]
+        assert (body, properties.content_type, properties.delivery_mode) == (BODY, "application/json", 2)
+        assert properties.headers["currency"] == "USD"
+        assert properties.headers["brokerkit-key"] == "customer-0"
+        assert abs(properties.timestamp - time.time()) < 300
+        channel.basic_nack(found[-1][0].delivery_tag, multiple=True, requeue=True)
+        channel.confirm_delivery()
+        channel.basic_publish("payments", "", BODY, pika.BasicProperties(message_id="raw-1"), mandatory=True)
+    finally:
+        connection.close()
+    assert "4 payments charged, $200" in program(url, "charge")
+
+
+def _get(channel, queue: str):
+    give_up = time.monotonic() + 10
+    while time.monotonic() < give_up:
+        method, properties, body = channel.basic_get(queue)
+        if method is not None:
+            return method, properties, body
+        time.sleep(0.02)
+    raise AssertionError(f"nothing came from {queue} within 10 s")
+
+
+@pytest.mark.integration
+def test_on_kafka(kafka, clean):
+    from confluent_kafka import Consumer, Producer
+
+    url = clean(kafka.url)
+    servers = urlsplit(url).netloc.rpartition("@")[2]
+    program(url, "send", "--count", "3")
+    raw = Consumer(
+        {"bootstrap.servers": servers, "group.id": f"raw-{uuid.uuid4().hex}", "auto.offset.reset": "earliest"}
+    )
+    raw.subscribe(["payments"])
+    found = {}
+    give_up = time.monotonic() + 30
+    while len(found) < 3 and time.monotonic() < give_up:
+        message = raw.poll(0.5)
+        if message is not None and message.error() is None:
+            headers = dict(message.headers())
+            found[headers["brokerkit-id"]] = (message.key(), json.loads(message.value()), headers["currency"])
+    raw.close()
+    assert found == {
+        f"payment-{number}": (f"customer-{number}".encode(), {"charge": 50}, b"USD") for number in range(3)
+    }
+    producer = Producer({"bootstrap.servers": servers})
+    producer.produce("payments", BODY, key=b"customer-9")
+    assert producer.flush(30) == 0
+    assert "4 payments charged, $200" in program(url, "charge", "--patience", "8")

@@ -7,6 +7,7 @@ Specification: `url`, `settings`, `actor`, `journal`, `topics`, `subscription`, 
 - `work`: seconds the handler takes. `batch`: messages asked for at once.
 - `nack` {delay, times, ids}: gives each of these messages back so many times before it works on it.
 - `poison`: ids that are given back for ever. `dead`: what arrives is a dead letter, read as such.
+- `gather`: waits for so many at a time and works on the last first, so that acks come against the order.
 - `hold`: receives and never settles. `waits`: receives nothing until it is told what to do.
 
 Commands: `close`, `try_settle` (see settle_errors). SIGTERM: clean shutdown.
@@ -22,6 +23,8 @@ from typing import Any
 from brokerkit.errors import BrokerkitError
 from brokerkit_conformance.actors.stage import Stage
 from brokerkit_conformance.messages import digest
+
+_GATHER_SECONDS = 10.0
 
 
 class ConsumerActor:
@@ -63,7 +66,7 @@ class ConsumerActor:
             if self.handler.get("waits"):
                 self.stage.stopping.wait(0.05)
                 continue
-            batch = consumer.receive(max_messages=self.batch, timeout=0.25)
+            batch = self._batch(consumer)
             for delivery in batch:
                 self._received(delivery)
             for delivery in batch:
@@ -71,6 +74,14 @@ class ConsumerActor:
                 if self.stage.stopping.is_set() and not self.at_most_once:
                     break
                 self._handle(delivery)
+
+    def _batch(self, consumer: Any) -> list[Any]:
+        batch: list[Any] = consumer.receive(max_messages=self.batch, timeout=0.25)
+        wanted = int(self.handler.get("gather", 0))
+        until = time.monotonic() + _GATHER_SECONDS
+        while batch and len(batch) < wanted and time.monotonic() < until and not self.stage.stopping.is_set():
+            batch += consumer.receive(max_messages=self.batch, timeout=0.25)
+        return batch[::-1] if wanted else batch
 
     def _handle(self, delivery: Any) -> None:
         id = delivery.id

@@ -147,9 +147,7 @@ class RabbitBroker(ProcessBroker):
             conf.write_text("".join(f"{key} = {value}\n" for key, value in self._conf(node, nodes, settings)))
             server = [self._found.scripts / "rabbitmq-server"]
             env = self._environment(node)
-            processes.append(
-                Process(f"node {node + 1}", server, env=env, directory=place, log=place / "node.log")
-            )
+            processes.append(Process(f"node {node + 1}", server, env=env, directory=place, log=place / "node.log"))
         self._epmd = Process(
             "epmd",
             [self._found.erlang / "epmd", "-port", str(self._ports[0]), "-address", LOOPBACK],

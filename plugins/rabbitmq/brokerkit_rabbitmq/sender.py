@@ -7,6 +7,7 @@ refused here has a number and no tag.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from bisect import bisect_right
@@ -185,7 +186,7 @@ class RabbitSender(Sender):
             return known[0]
         if delay > _LONGEST_DELAY:
             return b""
-        name, arguments = self._delayed(int(delay * 1000) + 1)
+        name, arguments = self._delayed(math.ceil(delay * 1000))
         self._session.channel.queue_declare(name, durable=True, arguments=arguments)
         method = publish_method(self._channel, "", name, self._confirming)
         self._delays = {each: value for each, value in self._delays.items() if value[1] > now}

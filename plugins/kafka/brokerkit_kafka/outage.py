@@ -1,0 +1,57 @@
+"""One outage, told once: librdkafka repeats its errors for as long as no broker answers."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Protocol
+
+from confluent_kafka import KafkaError
+
+from brokerkit_kafka.errors import ACCESS
+
+_TELLING = {KafkaError._ALL_BROKERS_DOWN, *ACCESS}
+
+
+class Told(Protocol):
+    def trouble(self, reason: str) -> None: ...
+    def recovered(self) -> None: ...
+
+
+class Outage:
+    """Reports trouble when no broker can be reached, and recovery once when one answers again. Thread-safe."""
+
+    def __init__(self, events: Told) -> None:
+        self._events = events
+        self._lock = threading.Lock()
+        self._on = False
+        self._probe_at = 0.0
+        self.last: KafkaError | None = None
+
+    def seen(self, error: KafkaError) -> None:
+        """What the client's error callback brought."""
+        self.last = error
+        if error.code() in _TELLING:
+            with self._lock:
+                if self._on:
+                    return
+                self._on = True
+                self._probe_at = time.monotonic() + 0.5
+            self._events.trouble(error.str())
+
+    def over(self) -> None:
+        """A broker answered."""
+        if self._on:
+            with self._lock:
+                if not self._on:
+                    return
+                self._on = False
+            self._events.recovered()
+
+    def probe_due(self) -> bool:
+        """Whether it is time to ask the broker for a sign of life."""
+        now = time.monotonic()
+        if not self._on or now < self._probe_at:
+            return False
+        self._probe_at = now + 1.0
+        return True

@@ -1,0 +1,553 @@
+"""A member of a consumer group: fetching, rebalances, and commits of contiguous prefixes."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Message as Native
+
+from brokerkit.driver import (
+    End,
+    Incoming,
+    Nack,
+    Position,
+    Receiver,
+    ReceiverEvents,
+    Reject,
+    Settled,
+    Settlement,
+    Token,
+    Traits,
+)
+from brokerkit.errors import BrokerkitError, Closed, ConfigurationError, ConnectionLost, NotSupported, PositionLost
+from brokerkit_kafka.errors import translated
+from brokerkit_kafka.incoming import KafkaIncoming
+from brokerkit_kafka.lane import SHIFT, Lane
+from brokerkit_kafka.outage import Outage
+
+COMMIT_EVERY = 0.1
+"""Seconds between two commits at most, while there is something to commit."""
+_MASK = (1 << SHIFT) - 1
+_IDLE_POLL = 0.5
+"""Seconds without room before partitions are paused: pausing throws away what librdkafka has fetched ahead."""
+_LOOK_AHEAD = 1000
+"""Delayed messages of a retry partition that are kept in memory, so that short delays pass long ones."""
+
+Starts = Callable[[Sequence[TopicPartition], float], Mapping[tuple[str, int], tuple[int, str]]]
+"""Where partitions go on, and the settings text to repeat in their commits. Raises PositionLost."""
+
+
+class KafkaReceiver(Receiver):
+    """Commits are asynchronous, one at a time, at most every `COMMIT_EVERY` seconds, always the contiguous prefix
+    of a partition that is assigned at that moment. librdkafka's callbacks (assignment, commit answers, errors)
+    run inside `receive`, or inside `flush` when nobody receives any more.
+    """
+
+    def __init__(
+        self,
+        config: dict[str, Any],
+        topics: Mapping[str, str],
+        topic_ids: Mapping[str, str],
+        starts: Starts,
+        traits: Traits,
+        settled: Settled,
+        events: ReceiverEvents,
+        revoke_timeout: float,
+    ) -> None:
+        self.traits = traits
+        self._topics = topics
+        self._topic_ids = topic_ids
+        self._starts = starts
+        self._settled = settled
+        self._events = events
+        self._revoke_timeout = revoke_timeout
+        self._cooperative = (
+            config["group.protocol"] == "consumer" or config["partition.assignment.strategy"] == "cooperative-sticky"
+        )
+        self._lock = threading.RLock()
+        self._polling = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._lanes: dict[tuple[str, int], Lane] = {}
+        self._by_number: dict[int, Lane] = {}
+        self._number = 0
+        self._waiting: set[Lane] = set()
+        self._stash: list[Native] = []
+        self._all_paused = False
+        self._polled_at = self._received_at = time.monotonic()
+        self._committed_at = 0.0
+        self._revoking = False
+        self._quiet = False
+        self._closed = False
+        self._failure: BrokerkitError | None = None
+        self._over: str | None = None
+        self._outage = Outage(events)
+        callbacks = {"error_cb": self._on_error, "on_commit": self._on_commit}
+        try:
+            self._consumer = Consumer({**config, **callbacks})
+            self._consumer.subscribe(
+                list(topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
+            )
+        except KafkaException as error:
+            raise ConfigurationError(f"client options: {error.args[0].str()}") from None
+
+    # ------------------------------------------------------------ receiving
+
+    def receive(self, max_messages: int, timeout: float) -> Sequence[Incoming]:
+        self._check()
+        deadline = time.monotonic() + timeout
+        with self._polling:
+            while True:
+                self._received_at = time.monotonic()
+                self._commit_if_due()
+                if max_messages == 0:
+                    found: list[KafkaIncoming] = []
+                    self._keep_alive(min(timeout, 0.5))
+                else:
+                    self._pause_all(False)
+                    found = self._again(max_messages)
+                    found += self._fetch(max_messages - len(found), 0.0 if found else self._patience(deadline))
+                self._check()
+                if found or time.monotonic() >= deadline:
+                    return found
+
+    def _patience(self, deadline: float) -> float:
+        """How long to wait for a message: until the deadline, a delayed message is due, or a commit is."""
+        now = time.monotonic()
+        left = min(deadline - now, 0.5)
+        if self._waiting:
+            left = min(left, 0.05)
+        return max(0.0, left)
+
+    def _fetch(self, room: int, wait: float) -> list[KafkaIncoming]:
+        consumer = self._consumer
+        batch, self._stash = self._stash, []
+        self._polled_at = time.monotonic()
+        if not batch:
+            first = consumer.poll(wait)
+            if first is None:
+                if self._outage.probe_due():
+                    self._probe()
+                return []
+            batch = [first]
+        elif (more := consumer.poll(0)) is not None:
+            batch.append(more)
+        if len(batch) < room:
+            batch += consumer.consume(room - len(batch), 0)
+        with self._lock:
+            if len(batch) > room:
+                self._stash = batch[room:]
+                batch = batch[:room]
+            return self._admit(batch)
+
+    def _admit(self, batch: Sequence[Native]) -> list[KafkaIncoming]:
+        """What of a fetched batch is ours and may be handed out now."""
+        found: list[KafkaIncoming] = []
+        lanes = self._lanes
+        for native in batch:
+            error = native.error()
+            if error is not None:
+                self._message_error(native, error)
+                continue
+            lane = lanes.get((native.topic(), native.partition()))  # type: ignore[arg-type]
+            if lane is None:
+                continue
+            progress = lane.progress
+            offset: int = native.offset()  # type: ignore[assignment]
+            if offset <= progress.last:
+                continue
+            incoming = KafkaIncoming(native, lane, offset)
+            progress.open[offset] = incoming
+            progress.last = offset
+            if lane.waiting or lane.retried:
+                self._admit_later(lane, incoming, found)
+            else:
+                found.append(incoming)
+        if found:
+            self._outage.over()
+        return found
+
+    def _admit_later(self, lane: Lane, incoming: KafkaIncoming, found: list[KafkaIncoming]) -> None:
+        due = incoming.due if lane.retried else 0.0
+        if due <= time.time() and not (lane.ordered and lane.waiting):
+            found.append(incoming)
+        else:
+            self._wait(lane, incoming, due)
+
+    def _wait(self, lane: Lane, incoming: KafkaIncoming, due: float) -> None:
+        lane.wait(incoming, due)
+        self._waiting.add(lane)
+        if lane.ordered or len(lane.waiting) >= _LOOK_AHEAD:
+            self._pause(lane, True)
+
+    def _again(self, room: int) -> list[KafkaIncoming]:
+        """Messages whose time to be handed out again has come."""
+        found: list[KafkaIncoming] = []
+        if not self._waiting:
+            return found
+        now = time.time()
+        with self._lock:
+            for lane in list(self._waiting):
+                while len(found) < room and (incoming := lane.due(now)) is not None:
+                    found.append(incoming)
+                if not lane.waiting:
+                    self._waiting.discard(lane)
+                if not lane.waiting or (lane.retried and len(lane.waiting) < _LOOK_AHEAD):
+                    self._pause(lane, False)
+        return found
+
+    def _keep_alive(self, timeout: float) -> None:
+        """The layer wants nothing. For a moment nothing need be done; then partitions pause and polling goes on."""
+        if not self._all_paused and time.monotonic() - self._polled_at < _IDLE_POLL:
+            if timeout:
+                time.sleep(min(timeout, 0.05))
+            return
+        self._pause_all(True)
+        self._polled_at = time.monotonic()
+        native = self._consumer.poll(timeout)
+        if native is not None:
+            with self._lock:
+                self._stash.append(native)
+
+    def _pause_all(self, paused: bool) -> None:
+        if self._all_paused != paused:
+            with self._lock:
+                self._all_paused = paused
+                for lane in self._lanes.values():
+                    self._pause(lane, self._blocked(lane))
+
+    def _pause(self, lane: Lane, paused: bool) -> None:
+        paused = paused or self._all_paused
+        if lane.paused != paused:
+            lane.paused = paused
+            place = [TopicPartition(lane.native_topic, lane.partition)]
+            (self._consumer.pause if paused else self._consumer.resume)(place)
+
+    def _blocked(self, lane: Lane) -> bool:
+        return bool(lane.waiting) if lane.ordered else len(lane.waiting) >= _LOOK_AHEAD
+
+    def _message_error(self, native: Native, error: KafkaError) -> None:
+        code = error.code()
+        where = f"{native.topic()}/{native.partition()}"
+        if code in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
+            self._failure = self._position_lost(where, error)
+        elif code == KafkaError._MAX_POLL_EXCEEDED:
+            pass  # on_lost follows
+        elif code == KafkaError._PARTITION_EOF:
+            pass
+        elif error.fatal() or not error.retriable():
+            self._end(translated(error, f"receiving from {where}"))
+
+    @staticmethod
+    def _position_lost(where: str, error: KafkaError) -> BrokerkitError:
+        return PositionLost(
+            f"the committed offset of {where} is no longer in the log ({error.str()}): messages were deleted by "
+            "retention before they were received. Delete the subscription and declare it again with start="
+        )
+
+    # ------------------------------------------------------------ settling
+
+    def settle(self, acks: Sequence[Token] = (), nacks: Sequence[Nack] = (), rejects: Sequence[Reject] = ()) -> None:
+        if self._over is not None:
+            raise ConnectionLost(self._over)
+        if rejects:
+            raise NotSupported("Kafka has no dead letters of its own: the layer sends them")
+        lost: list[Token] = []
+        back: list[Token] = []
+        with self._lock:
+            by_number = self._by_number
+            for token in acks:
+                lane = by_number.get(token >> SHIFT)
+                if lane is None or not lane.progress.settle(token & _MASK):
+                    lost.append(token)
+            for nack in nacks:
+                self._give_back(nack, back, lost)
+        self._report((back, End.SETTLED, ""), (lost, End.LOST, "it will be handed out again"))
+        for nack in nacks:
+            if not nack.unstarted:
+                self._hand_out_later(nack)
+        self._commit_if_due()
+
+    def _give_back(self, nack: Nack, back: list[Token], lost: list[Token]) -> None:
+        lane = self._by_number.get(nack.token >> SHIFT)
+        offset = nack.token & _MASK
+        if lane is None or offset not in lane.progress.open:
+            lost.append(nack.token)
+            return
+        back.append(nack.token)
+        if nack.unstarted:  # this session is ending: the next member starts from here
+            lost += [lane.base + behind for behind in lane.progress.give_back(offset)]
+
+    def _hand_out_later(self, nack: Nack) -> None:
+        """The partition waits for this message; what the layer holds of it unstarted is taken back, so that it
+        follows in order."""
+        with self._lock:
+            lane = self._by_number.get(nack.token >> SHIFT)
+            incoming = lane.progress.open.get(nack.token & _MASK) if lane is not None else None
+            if lane is None or incoming is None:
+                return
+            incoming.count()
+            self._wait(lane, incoming, time.time() + nack.delay)
+            for token in self._events.take_back([lane.name]):
+                later = lane.progress.open.get(token & _MASK)
+                if later is not None and token >> SHIFT == lane.base >> SHIFT:
+                    self._wait(lane, later, 0.0)
+
+    def flush(self, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        with self._changed:
+            self._commit()
+        while not self._answered() and not self._revoking and self._over is None:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return
+            if time.monotonic() - self._received_at > 0.2 and self._polling.acquire(blocking=False):
+                try:
+                    self._poll_quietly(min(left, 0.05))
+                finally:
+                    self._polling.release()
+            else:
+                with self._changed:
+                    self._changed.wait(min(left, 0.02))
+            self._commit()
+
+    def _answered(self) -> bool:
+        with self._lock:
+            return not any(lane.asked is not None or lane.advance() for lane in self._lanes.values())
+
+    def _poll_quietly(self, timeout: float) -> None:
+        """Runs callbacks when the layer does not receive any more; nothing is handed out."""
+        self._quiet = True
+        try:
+            native = self._consumer.poll(timeout)
+        finally:
+            self._quiet = False
+        if native is not None:
+            with self._lock:
+                self._stash.append(native)
+
+    def _report(self, *ends: tuple[Sequence[Token], End, str]) -> None:
+        settlements = [Settlement(*end) for end in ends if end[0]]
+        if settlements:
+            self._settled(settlements)
+
+    # ------------------------------------------------------------ commits
+
+    def _commit_if_due(self) -> None:
+        if time.monotonic() - self._committed_at >= COMMIT_EVERY:
+            self._commit()
+
+    def _commit(self) -> None:
+        """Asks for what is new since the last commit, of every lane whose last one is answered."""
+        with self._lock:
+            if self._over is not None or self._revoking:
+                return
+            offsets = [self._mark(lane) for lane in self._lanes.values() if lane.asked is None and lane.advance()]
+            if not offsets:
+                return
+            self._committed_at = time.monotonic()
+            try:
+                self._consumer.commit(offsets=offsets, asynchronous=True)
+            except KafkaException as error:
+                for lane in self._lanes.values():
+                    lane.asked = None
+                if error.args[0].code() != KafkaError._STATE:
+                    self._outage.seen(error.args[0])
+
+    @staticmethod
+    def _mark(lane: Lane) -> TopicPartition:
+        lane.asked = lane.progress.place
+        return TopicPartition(lane.native_topic, lane.partition, lane.asked, metadata=lane.metadata)
+
+    def _on_commit(self, error: KafkaError | None, offsets: Sequence[TopicPartition]) -> None:
+        """The answer; what failed is asked again with the next commit, for as long as the partition is ours."""
+        done: list[Token] = []
+        with self._changed:
+            for place in offsets:
+                lane = self._lanes.get((place.topic, place.partition))
+                if lane is None or lane.asked != place.offset:
+                    continue
+                lane.asked = None
+                if error is None and place.error is None:
+                    done += lane.answered(place.offset)
+            self._changed.notify_all()
+        if done:
+            self._outage.over()
+            self._report((done, End.SETTLED, ""))
+
+    def _commit_finally(self, lanes: Sequence[Lane], timeout: float) -> None:
+        """The last commit of lanes that are given up, answered within `timeout` seconds or not at all."""
+        with self._lock:
+            offsets = [self._mark(lane) for lane in lanes if lane.advance() or lane.asked is not None]
+        answer: list[Sequence[TopicPartition] | None] = []
+
+        def commit() -> None:
+            try:
+                answer.append(self._consumer.commit(offsets=offsets, asynchronous=False))
+            except (KafkaException, RuntimeError):
+                answer.append(None)
+
+        if offsets:
+            thread = threading.Thread(target=commit, name="brokerkit kafka last commit", daemon=True)
+            thread.start()
+            thread.join(timeout)
+        taken = {(p.topic, p.partition): p for p in (answer[0] if answer and answer[0] else ())}
+        done: list[Token] = []
+        lost: list[Token] = []
+        unknown: list[Token] = []
+        with self._lock:
+            for lane in lanes:
+                place = taken.get((lane.native_topic, lane.partition))
+                if place is not None and place.error is None:
+                    done += lane.answered(place.offset)
+                (lost if answer or not offsets else unknown).extend(lane.unsettled())
+        self._report(
+            (done, End.SETTLED, ""),
+            (lost, End.LOST, "the partition went to another member before it could be committed"),
+            (unknown, End.UNKNOWN, "the last commit was not answered"),
+        )
+
+    # ------------------------------------------------------------ rebalances, inside poll
+
+    def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        places: list[TopicPartition] = []
+        try:
+            places = self._assign(partitions)
+        except BrokerkitError as error:
+            self._failure = error
+        except KafkaException as error:
+            self._failure = translated(error.args[0], "looking up committed offsets")
+        except Exception as error:  # a user's positions callback: it must not unwind through the client
+            self._failure = ConfigurationError(f"positions raised {type(error).__name__}: {error}")
+        (consumer.incremental_assign if self._cooperative else consumer.assign)(places)
+        with self._lock:
+            for lane in self._lanes.values():
+                if self._all_paused and not lane.paused:
+                    self._pause(lane, True)
+
+    def _assign(self, partitions: Sequence[TopicPartition]) -> list[TopicPartition]:
+        starts = self._starts(partitions, 10.0)
+        positions = [Position(topic, partition, start) for (topic, partition), (start, _) in starts.items()]
+        moved = {} if self._quiet or not positions else self._events.assigned(positions)
+        chosen = {(place.topic, place.lane): int(place.value) for place in moved.values()}
+        places = []
+        with self._lock:
+            for (topic, partition), (start, metadata) in starts.items():
+                start = chosen.get((topic, partition), start)
+                self._number += 1
+                lane = Lane(
+                    self._number,
+                    topic,
+                    partition,
+                    self._topics[topic],
+                    self._topic_ids.get(topic, topic),
+                    start,
+                    metadata,
+                )
+                self._lanes[topic, partition] = lane
+                self._by_number[self._number] = lane
+                places.append(TopicPartition(topic, partition, start))
+        return places
+
+    def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        lanes = self._known(partitions)
+        names = [lane.name for lane in lanes]
+        if lanes:
+            self._revoking = True
+            try:
+                if not self._quiet and not self._closed:
+                    self._events.revoked(names, self._revoke_timeout)
+                self._commit_finally(lanes, self._revoke_timeout)
+            finally:
+                self._revoking = False
+            if self._quiet:
+                self._events.lost(names, "the partition went to another member")
+            self._forget(lanes)
+        if self._cooperative:
+            consumer.incremental_unassign(partitions)
+        else:
+            consumer.unassign()
+
+    def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        lanes = self._known(partitions)
+        if lanes:
+            reason = "the group gave the partition to another member: this one was not heard of in time"
+            if not self._closed:
+                self._events.lost([lane.name for lane in lanes], reason)
+            with self._lock:
+                tokens = [token for lane in lanes for token in lane.unsettled()]
+            self._forget(lanes)
+            self._report((tokens, End.LOST, reason))
+        if self._cooperative:
+            consumer.incremental_unassign(partitions)
+        else:
+            consumer.unassign()
+
+    def _known(self, partitions: Iterable[TopicPartition]) -> list[Lane]:
+        with self._lock:
+            found = [self._lanes.get((place.topic, place.partition)) for place in partitions]
+            return [lane for lane in found if lane is not None]
+
+    def _forget(self, lanes: Iterable[Lane]) -> None:
+        with self._changed:
+            for lane in lanes:
+                del self._lanes[lane.native_topic, lane.partition]
+                del self._by_number[lane.base >> SHIFT]
+                self._waiting.discard(lane)
+            self._changed.notify_all()
+
+    # ------------------------------------------------------------ the session
+
+    def close(self, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        self._closed = True
+        if not self._polling.acquire(timeout=max(1.0, timeout)):
+            return
+        try:
+            with self._lock:
+                lanes = list(self._lanes.values())
+            if self._over is None and lanes:
+                self._commit_finally(lanes, max(0.1, deadline - time.monotonic()))
+            self._forget(lanes)
+            self._over = self._over or "the receiver was closed"
+            # A member that cannot reach the broker takes long to leave; it is left behind in its thread.
+            leaving = threading.Thread(target=self._consumer.close, name="brokerkit kafka leaving", daemon=True)
+            leaving.start()
+            leaving.join(max(0.2, deadline - time.monotonic()))
+        finally:
+            self._polling.release()
+
+    def _check(self) -> None:
+        if self._closed:
+            raise Closed("the receiver was closed")
+        if self._failure is not None:
+            raise self._failure
+        if self._over is not None:
+            raise ConnectionLost(self._over)
+
+    def _on_error(self, error: KafkaError) -> None:
+        if error.fatal():
+            self._end(translated(error, "the consumer ended"))
+        else:
+            self._outage.seen(error)
+
+    def _end(self, error: BrokerkitError) -> None:
+        """The session is over: what is not committed ends unknown, and the layer opens another."""
+        if self._over is not None:
+            return
+        with self._changed:
+            self._over = str(error)
+            tokens = [token for lane in self._lanes.values() for token in lane.unsettled()]
+            self._changed.notify_all()
+        self._report((tokens, End.UNKNOWN, self._over))
+        self._events.disconnected(self._over)
+
+    def _probe(self) -> None:
+        try:
+            self._consumer.list_topics(next(iter(self._topics)), timeout=0.5)
+        except KafkaException:
+            return
+        self._outage.over()

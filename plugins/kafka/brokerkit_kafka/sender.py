@@ -1,0 +1,209 @@
+"""One idempotent producer, and a thread that polls it."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from functools import partial
+from operator import itemgetter
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException, Producer
+from confluent_kafka import Message as Native
+
+from brokerkit.driver import (
+    Cause,
+    Confirmed,
+    Outcome,
+    Outcomes,
+    Position,
+    Refused,
+    Sender,
+    SenderEvents,
+    Unknown,
+)
+from brokerkit.errors import ConfigurationError, ConnectionLost
+from brokerkit.guarantees import Guarantee
+from brokerkit.message import Message, make
+from brokerkit_kafka.errors import NOT_STORED
+from brokerkit_kafka.outage import Outage
+
+
+class KafkaSender(Sender):
+    """librdkafka retries and reconnects by itself until the delivery timeout; an unknown end is final under
+    exactly_once, where another attempt could not be recognised. The thread `brokerkit kafka TOPIC` polls for
+    delivery reports and passes on what one poll brought as one batch."""
+
+    def __init__(
+        self,
+        config: dict[str, Any],
+        topic: str,
+        guarantee: Guarantee,
+        outcomes: Outcomes,
+        events: SenderEvents,
+    ) -> None:
+        self._topic = topic
+        self._confirms = guarantee is not Guarantee.AT_MOST_ONCE
+        self._again = guarantee is Guarantee.AT_LEAST_ONCE
+        self._outcomes = outcomes
+        self._events = events
+        self._next = 0
+        self._stored: list[tuple[int, Position]] = []
+        self._failed: deque[Outcome] = deque()
+        self._over: str | None = None
+        self._closed = False
+        self._outage = Outage(events)
+        try:
+            self._producer = Producer({**config, "error_cb": self._on_error})
+        except KafkaException as error:
+            raise ConfigurationError(f"client options: {error.args[0].str()}") from None
+        self._produce = self._producer.produce
+        self._thread = threading.Thread(target=self._poll, name=f"brokerkit kafka {topic}", daemon=True)
+        self._thread.start()
+
+    def send(self, messages: Sequence[Message], delay: float = 0.0) -> int:
+        if self._over is not None:
+            raise ConnectionLost(self._over)
+        taken = 0
+        for message in messages:
+            body, id, key, headers, content_type, published_at, _ = message
+            number = self._next
+            packed: Any = [("brokerkit-id", id)]
+            if content_type is not None:
+                packed.append(("brokerkit-content-type", content_type))
+            if headers:
+                _pack(headers, packed)
+            try:
+                self._produce(
+                    self._topic,
+                    body,
+                    None if key is None else key.encode("utf-8", "surrogateescape"),
+                    on_delivery=partial(self._done, number) if self._confirms else None,
+                    timestamp=published_at,
+                    headers=packed,
+                )
+            except BufferError:
+                break
+            except KafkaException as error:
+                if error.args[0].code() == KafkaError._FATAL:
+                    self._end(error.args[0].str())
+                    if not taken:
+                        raise ConnectionLost(error.args[0].str()) from None
+                    break
+                self._failed.append(self._outcome(number, error.args[0]))
+            except UnicodeEncodeError:
+                self._failed.append(Refused(number, number, Cause.INVALID, "an id or header is not valid UTF-8"))
+            self._next = number + 1
+            taken += 1
+        return taken
+
+    def close(self, timeout: float) -> None:
+        """Waits for delivery reports, then drops what has none: those end unknown."""
+        deadline = time.monotonic() + timeout
+        self._over = self._over or "the sender was closed"
+        while len(self._producer) and time.monotonic() < deadline and self._thread.is_alive():
+            time.sleep(0.005)
+        self._closed = True
+        self._thread.join(2.0)
+        if len(self._producer):
+            self._producer.purge(blocking=False)
+        self._producer.poll(0)
+        give_up = time.monotonic() + 1.0
+        while len(self._producer) and time.monotonic() < give_up:
+            self._producer.poll(0.05)
+        self._tell()
+
+    # ------------------------------------------------------------ the polling thread
+
+    def _poll(self) -> None:
+        producer = self._producer
+        while not self._closed:
+            producer.poll(0.1)
+            if self._stored or self._failed:
+                self._tell()
+            elif self._outage.probe_due():
+                self._probe()
+
+    def _done(self, number: int, error: KafkaError | None, native: Native) -> None:
+        if error is None:
+            place: Position = make(Position, (self._topic, native.partition(), native.offset()))
+            self._stored.append((number, place))
+        else:
+            self._failed.append(self._outcome(number, error))
+
+    def _tell(self) -> None:
+        stored, self._stored = self._stored, []
+        outcomes: list[Outcome] = []
+        while self._failed:
+            outcomes.append(self._failed.popleft())
+        if stored:
+            self._outage.over()
+            stored.sort(key=itemgetter(0))
+            start = 0
+            for end in range(1, len(stored) + 1):
+                if end == len(stored) or stored[end][0] != stored[end - 1][0] + 1:
+                    positions = [place for _, place in stored[start:end]]
+                    outcomes.append(Confirmed(stored[start][0], stored[end - 1][0], positions))
+                    start = end
+        if not self._confirms:
+            outcomes = [outcome for outcome in outcomes if isinstance(outcome, Refused)]
+        if outcomes:
+            self._outcomes(outcomes)
+
+    def _outcome(self, number: int, error: KafkaError) -> Outcome:
+        code = error.code()
+        if code in NOT_STORED:
+            return Refused(number, number, NOT_STORED[code], error.str())
+        if code == KafkaError._MSG_TIMED_OUT:
+            return Unknown(number, number, Cause.TIMED_OUT, "no answer within the delivery timeout", retry=False)
+        if code in (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT, KafkaError._DESTROY):
+            return Unknown(number, number, Cause.CLOSED, "the sender was closed before the broker answered", False)
+        return Unknown(number, number, Cause.DISCONNECTED, error.str(), retry=self._again)
+
+    def _on_error(self, error: KafkaError) -> None:
+        if error.fatal():
+            self._end(error.str())
+        else:
+            self._outage.seen(error)
+
+    def _probe(self) -> None:
+        try:
+            self._producer.list_topics(self._topic, timeout=0.5)
+        except KafkaException:
+            return
+        self._outage.over()
+
+    def _end(self, reason: str) -> None:
+        """The idempotent session is void: everything queued is reported, then the session ends."""
+        if self._over is None:
+            self._over = reason
+            threading.Thread(target=self._drain, name=f"brokerkit kafka {self._topic} end", daemon=True).start()
+
+    def _drain(self) -> None:
+        self._producer.purge(blocking=False)
+        give_up = time.monotonic() + 5.0
+        while len(self._producer) and time.monotonic() < give_up:
+            time.sleep(0.01)
+        self._events.disconnected(self._over or "")
+
+
+def _pack(headers: Any, packed: list[tuple[str, str | bytes]]) -> None:
+    """Headers as they are; which of them were bytes is told beside them where their values would not tell."""
+    marked = []
+    for name, value in headers.items():
+        packed.append((name, value))
+        if type(value) is not str and _is_text(value):
+            marked.append(name)
+    if marked:
+        packed.append(("brokerkit-bytes", json.dumps(marked)))
+
+
+def _is_text(value: bytes) -> bool:
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

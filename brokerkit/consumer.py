@@ -269,6 +269,9 @@ class _Session:
     def lost(self, lanes: Sequence[Hashable], reason: str) -> None:
         self.consumer._lost(self, lanes, reason)
 
+    def take_back(self, lanes: Sequence[Hashable]) -> Sequence[Token]:
+        return self.consumer._take_back(self, lanes)
+
     def lease_lost(self, tokens: Sequence[Token], reason: str) -> None:
         self.drop(tokens, reason)
         self.consumer._report(EventKind.LEASE_LOST, f"{len(tokens)} deliveries: {reason}")
@@ -825,6 +828,18 @@ class Consumer:
     def _lost(self, session: _Session, lanes: Sequence[Hashable], reason: str) -> None:
         session.drop(self._held(session, set(lanes)), reason)
         self._report(EventKind.LOST, f"{', '.join(map(str, lanes))}: {reason}")
+
+    def _take_back(self, session: _Session, lanes: Sequence[Hashable]) -> list[Token]:
+        """Unstarted deliveries of these lanes, out of the buffer; they will come again, as new deliveries."""
+        gone = set(lanes)
+        tokens: list[Token] = []
+        for delivery in [delivery for delivery in list(self._ready) if delivery._raw.lane in gone]:
+            with contextlib.suppress(ValueError):
+                self._ready.remove(delivery)
+                if session.outstanding.pop(delivery._raw.token, None) is not None:
+                    delivery.state = "lost"
+                    tokens.append(delivery._raw.token)
+        return tokens
 
     def _held(self, session: _Session, lanes: set[Hashable]) -> list[Token]:
         return [token for token, held in list(session.outstanding.items()) if held._raw.lane in lanes]

@@ -239,6 +239,11 @@ class ReceiverEvents(Protocol):
     def lost(self, lanes: Sequence[Hashable], reason: str) -> None:
         """These lanes are already somebody else's; nothing of them can be settled any more."""
 
+    def take_back(self, lanes: Sequence[Hashable]) -> Sequence[Token]:
+        """What the layer has buffered of these lanes and handed to nobody leaves its buffer; returns the tokens,
+        in order. They are not outstanding any more: the driver hands the messages out again, after those that
+        must come first."""
+
     def lease_lost(self, tokens: Sequence[Token], reason: str) -> None: ...
     def disconnected(self, reason: str) -> None: ...
     def trouble(self, reason: str) -> None: ...

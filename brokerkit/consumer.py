@@ -225,6 +225,7 @@ class _Session:
         self.wake = consumer._wake
         self.outstanding: dict[Token, Delivery] = {}
         self.settling: dict[Token, Delivery] = {}
+        self.given_back: set[Token] = set()
         self.acks: list[Token] = []
         self.nacks: list[Nack] = []
         self.rejects: list[Reject] = []
@@ -245,7 +246,7 @@ class _Session:
     def explain(self, delivery: Delivery) -> None:
         """Raises what says why `delivery` cannot be settled."""
         _fork.check(self.born, "delivery")
-        if self.consumer._closed and delivery.state in ("pending", "lost"):
+        if self.consumer._closed and (delivery.state in ("pending", "lost") or delivery._raw.token in self.given_back):
             raise Closed("the consumer was closed; the message has been given back")
         if delivery.state == "lost" or (delivery.state == "pending" and self.over):
             raise LeaseLost(f"message {delivery.id} is no longer this consumer's: {self.why or 'its lease is over'}")
@@ -597,6 +598,7 @@ class Consumer:
         for delivery in deliveries:
             if session.outstanding.pop(delivery._raw.token, None) is not None:
                 session.settling[delivery._raw.token] = delivery
+                session.given_back.add(delivery._raw.token)
                 session.nacks.append(Nack(delivery._raw.token, 0.0, unstarted=True))
                 delivery.state = "lost"
                 self._given_back += 1

@@ -155,7 +155,7 @@ class Proxy:
     async def _forward(self, node: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         port = writer.get_extra_info("peername")[1]
         owner = owner_of(port, self.addresses[node][1], self._watched)
-        connection = _Connection(self, owner, writer, None if self._codec is None else self._codec())
+        connection = _Connection(self, owner, writer, self._new_codec())
         for rule in self.rules:
             if rule.action == "refuse" and connection.belongs_to(rule):
                 rule.bit(connection="refused", node=node)
@@ -169,6 +169,13 @@ class Proxy:
             connection.reset()
         finally:
             self._connections.discard(connection)
+
+    def _new_codec(self) -> Codec | None:
+        try:
+            return None if self._codec is None else self._codec()
+        except Exception as error:
+            self.trouble.append(f"no codec: {type(error).__name__}: {error}")
+            return None
 
     def _arm(self, rule: Rule) -> Rule:
         self._call(self.rules.append, rule)

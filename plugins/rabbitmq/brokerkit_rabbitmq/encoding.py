@@ -7,14 +7,20 @@ from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal
 from struct import Struct
+from struct import error as StructError
 from types import MappingProxyType
 from typing import Any, NamedTuple
+
+import pika.exceptions
+from pika import spec
+from pika.data import decode_table
 
 from brokerkit.driver import Incoming
 from brokerkit.message import NO_HEADERS, Headers, IdSource, Message, new_id
 
 ID, KEY, CONTENT_TYPE = "brokerkit-id", "brokerkit-key", "brokerkit-content-type"
 PUBLISHED_AT, ATTEMPT = "brokerkit-published-at", "brokerkit-attempt"
+DEAD_REASON, UNREADABLE = "brokerkit-dead-reason", "brokerkit-unreadable"
 
 BOOKKEEPING = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count", "x-opt-")
 """Prefixes of headers that the broker writes itself; they stay in `native`."""
@@ -129,20 +135,24 @@ class Native(NamedTuple):
 
 
 class RabbitIncoming(Incoming):
-    """A delivery; the token is its delivery tag."""
+    """A delivery, decoded when somebody looks; the token is its delivery tag."""
 
-    __slots__ = ("_headers", "_id", "body", "native", "token", "topic")
-
-    def __init__(self, topic: str, native: Native, body: bytes) -> None:
-        self.topic = topic
-        self.native = native
-        self.body = body
-        self.token = native[0].delivery_tag
-        self._id: str | None = None
-        self._headers: Headers | None = None
+    __slots__ = ("_fields", "_header", "_headers", "_id", "_method", "_table", "body", "redelivered", "token", "topic")
 
     position = None
     lane = None
+
+    def __init__(self, topic: str, token: int, redelivered: bool, method: bytes, header: bytes, body: bytes) -> None:
+        self.topic = topic
+        self.token = token
+        self.redelivered = redelivered
+        self.body = body
+        self._method = method
+        self._header = header
+        self._fields: tuple[bytes, bytes, str, int] | None = None
+        self._table: Mapping[Any, Any] | None = None
+        self._headers: Headers | None = None
+        self._id: str | None = None
 
     @property
     def size(self) -> int:  # type: ignore[override]
@@ -151,13 +161,12 @@ class RabbitIncoming(Incoming):
     @property
     def id(self) -> str:  # type: ignore[override]
         if self._id is None:
-            named = self._named(ID) or text(self.native.properties.message_id)
-            self._id = named or new_id()
+            self._id = self._named(ID) or self._parsed()[2] or new_id()
         return self._id
 
     @property
     def id_source(self) -> IdSource:  # type: ignore[override]
-        return "producer" if self._named(ID) or self.native.properties.message_id else "none"
+        return "producer" if self._parsed()[2] or self._named(ID) else "none"
 
     @property
     def key(self) -> str | None:  # type: ignore[override]
@@ -165,23 +174,21 @@ class RabbitIncoming(Incoming):
 
     @property
     def content_type(self) -> str | None:  # type: ignore[override]
-        return self._named(CONTENT_TYPE) or text(self.native.properties.content_type) or None
+        return self._named(CONTENT_TYPE) or text(self._parsed()[0]) or None
 
     @property
     def published_at(self) -> int:  # type: ignore[override]
-        exact = self._raw(PUBLISHED_AT)
+        _, table, _, seconds = self._parsed()
+        exact = _READ_LONG(table, 24)[0] if _ours_alone(table) else self._tabled().get(PUBLISHED_AT)
         if isinstance(exact, int):
-            return exact
-        seconds = self.native.properties.timestamp
-        if not seconds:
-            return 0
+            return int(exact)
         # Many foreign producers write milliseconds into a field of seconds.
-        return int(seconds) if seconds > 100_000_000_000 else int(seconds) * 1000
+        return seconds if seconds > 100_000_000_000 else seconds * 1000
 
     @property
     def headers(self) -> Headers:  # type: ignore[override]
         if self._headers is None:
-            self._headers = _portable(self.native.properties.headers)
+            self._headers = NO_HEADERS if _ours_alone(self._parsed()[1]) else _portable(self._tabled())
         return self._headers
 
     @property
@@ -189,21 +196,82 @@ class RabbitIncoming(Incoming):
         """What a republished copy says of itself, and the broker's count on top of it."""
         republished = self._named(ATTEMPT)
         first = int(republished) if republished is not None and republished.isdecimal() else 1
-        count = self._raw("x-delivery-count")
+        if not self.redelivered:
+            return first
+        count = self._tabled().get("x-delivery-count")
         if isinstance(count, int):
-            return first + count
-        acquired = self._raw("x-acquired-count")
-        if self.native.method.redelivered and acquired is None:
-            return None
-        return first
+            return first + int(count)
+        return first if "x-acquired-count" in self._tabled() else None
 
-    def _raw(self, name: str) -> Any:
-        headers = self.native.properties.headers
-        return headers.get(name) if headers else None
+    @property
+    def native(self) -> Native:
+        properties = spec.BasicProperties()
+        try:
+            properties.decode(self._header[12:])
+        except _UNREADABLE:
+            properties = spec.BasicProperties(headers=dict(self._tabled()))
+        return Native(spec.Basic.Deliver().decode(self._method), properties)
+
+    def _parsed(self) -> tuple[bytes, bytes, str, int]:
+        """Content type, header table, message id and timestamp as they came."""
+        if self._fields is None:
+            self._fields = _properties(self._header)
+        return self._fields
+
+    def _tabled(self) -> Mapping[Any, Any]:
+        """The header table; one that pika cannot read stands under one name."""
+        if self._table is None:
+            raw = self._parsed()[1]
+            try:
+                self._table = decode_table(_LONG(len(raw)) + raw, 0)[0] if raw else {}
+            except _UNREADABLE:
+                self._table = {UNREADABLE: raw}
+        return self._table
 
     def _named(self, name: str) -> str | None:
-        value = self._raw(name)
+        if _ours_alone(self._parsed()[1]):
+            return None
+        value = self._tabled().get(name)
         return None if value is None else text(portable(value))
+
+
+_UNREADABLE = (ValueError, OverflowError, OSError, IndexError, StructError, pika.exceptions.AMQPError)
+_READ_LONG = Struct(">q").unpack_from
+_READ_FLAGS = Struct(">H").unpack_from
+_READ_SIZE = Struct(">I").unpack_from
+
+
+def _ours_alone(table: bytes) -> bool:
+    """No table, or one with nothing but `brokerkit-published-at`: most messages."""
+    return not table or (len(table) == 32 and table.startswith(_PUBLISHED))
+
+
+def _properties(header: bytes) -> tuple[bytes, bytes, str, int]:
+    flags = _READ_FLAGS(header, 12)[0]
+    offset = 14
+    content_type = table = b""
+    message_id = ""
+    timestamp = 0
+    if flags & _CONTENT_TYPE:
+        content_type = header[offset + 1 : offset + 1 + header[offset]]
+        offset += 1 + header[offset]
+    if flags & 0x4000:
+        offset += 1 + header[offset]
+    if flags & _HEADERS:
+        size = _READ_SIZE(header, offset)[0]
+        table = header[offset + 4 : offset + 4 + size]
+        offset += 4 + size
+    offset += (flags >> 12 & 1) + (flags >> 11 & 1)
+    if flags & 0x0700:
+        for flag in (0x0400, 0x0200, 0x0100):
+            if flags & flag:
+                offset += 1 + header[offset]
+    if flags & _MESSAGE_ID:
+        message_id = header[offset + 1 : offset + 1 + header[offset]].decode("utf-8", "backslashreplace")
+        offset += 1 + header[offset]
+    if flags & _TIMESTAMP:
+        timestamp = int(_READ_LONG(header, offset)[0])
+    return content_type, table, message_id, max(timestamp, 0)
 
 
 def _portable(headers: Mapping[Any, Any] | None) -> Headers:
@@ -215,7 +283,18 @@ def _portable(headers: Mapping[Any, Any] | None) -> Headers:
         label = text(name)
         if label not in _FIELDS and not label.startswith(BOOKKEEPING):
             found[label] = portable(value)
+    reason = _dead_by_broker(headers)
+    if reason is not None:
+        found.setdefault(DEAD_REASON, reason)
     return MappingProxyType(found) if found else NO_HEADERS
+
+
+def _dead_by_broker(headers: Mapping[Any, Any]) -> str | None:
+    """Why the broker itself dead-lettered it, as after too many returns. A delay that is over is no death."""
+    deaths = headers.get("x-death")
+    last = deaths[0] if isinstance(deaths, list) and deaths else None
+    reason = last.get("reason") if isinstance(last, dict) else None
+    return None if reason in (None, "expired") else f"dead-lettered by RabbitMQ: {text(reason)}"
 
 
 _FIELDS = frozenset((ID, KEY, CONTENT_TYPE, PUBLISHED_AT))

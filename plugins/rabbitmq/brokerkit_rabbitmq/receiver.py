@@ -7,6 +7,7 @@ basic.ack has no answer, so an ack is `sent`; a later synchronous reply on the s
 
 from __future__ import annotations
 
+import os
 import struct
 import threading
 import time
@@ -14,8 +15,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
-
-from pika import spec
 
 from brokerkit.driver import (
     End,
@@ -30,7 +29,7 @@ from brokerkit.driver import (
     Traits,
 )
 from brokerkit.errors import Closed, ConnectionLost, NotSupported
-from brokerkit_rabbitmq.encoding import Native, RabbitIncoming
+from brokerkit_rabbitmq.encoding import RabbitIncoming
 from brokerkit_rabbitmq.session import Session
 
 _GAP = 0.01
@@ -38,6 +37,7 @@ _GAP = 0.01
 _BARRIER = 0.05
 """Seconds between two questions whether what was sent has been taken."""
 
+_TAG = struct.Struct(">QB").unpack_from
 _METHOD = struct.Struct(">BHIHHQBB").pack
 ACK, REJECT, NACK = 80, 90, 120
 
@@ -75,7 +75,8 @@ class RabbitReceiver(Receiver):
         self._asked: list[list[int]] = []
         """What each open question is about."""
         self._gap_due = self._barrier_due = False
-        self._tags: list[str] = []
+        self._topics: dict[bytes, str] = {}
+        """By consumer tag."""
         self._giving_back = False
 
     def start(self, session: Session, queues: Mapping[str, str], window: int, timeout: float) -> None:
@@ -84,6 +85,7 @@ class RabbitReceiver(Receiver):
         self._window = window
         self._channel = int(session.channel.channel_number)
         session.channel.add_on_cancel_callback(self._on_cancel)
+        session.connection.deliveries = self._take
         deadline = time.monotonic() + timeout
 
         def ask(request: Callable[[Any, Callable[[Any], None]], object]) -> Any:
@@ -161,24 +163,25 @@ class RabbitReceiver(Receiver):
         channel.queue_declare(queue, passive=True, callback=answered)
 
     def _consume(self, topic: str, queue: str, channel: Any, answered: Callable[[Any], None]) -> None:
-        self._tags.append(channel.basic_consume(queue, self._taker(topic), callback=answered))
+        tag = f"brokerkit-{os.urandom(8).hex()}"
+        self._topics[tag.encode()] = topic
+        channel.basic_consume(queue, lambda *_: None, consumer_tag=tag, callback=answered)
 
-    def _taker(self, topic: str) -> Callable[[Any, Any, Any, bytes], None]:
-        def take(_: Any, method: Any, properties: Any, body: bytes) -> None:
-            tag = method.delivery_tag
-            self._high = tag
-            if self._giving_back:
-                self._write(NACK, tag, 2)
-                self._done.add(tag)
-            elif self._most_once and method.redelivered:
-                self._write(ACK, tag, 0)
-                self._done.add(tag)
-            else:
-                self._buffer.append(RabbitIncoming(topic, Native(method, properties), body))
-                if self._waiting:
-                    self._arrived.set()
-
-        return take
+    def _take(self, method: bytes, header: bytes, body: bytes) -> None:
+        after = 1 + method[0]
+        tag, redelivered = _TAG(method, after)
+        self._high = tag
+        if self._giving_back:
+            self._write(NACK, tag, 2)
+            self._done.add(tag)
+        elif redelivered and self._most_once:
+            self._write(ACK, tag, 0)
+            self._done.add(tag)
+        else:
+            topic = self._topics[method[1:after]]
+            self._buffer.append(RabbitIncoming(topic, tag, bool(redelivered), method, header, body))
+            if self._waiting:
+                self._arrived.set()
 
     def _on_cancel(self, _: Any) -> None:
         reason = (
@@ -290,9 +293,8 @@ class RabbitReceiver(Receiver):
             tag = self._buffer.popleft().token
             self._write(NACK, tag, 2)
             self._done.add(tag)
-        for consumer in self._tags:
-            # pika's basic_cancel rejects what comes meanwhile, which counts as a failed attempt; `take` nacks it.
-            channel._rpc(spec.Basic.Cancel(consumer_tag=consumer), channel._on_cancelok, [spec.Basic.CancelOk])
+        for consumer in self._topics:
+            channel.basic_cancel(consumer.decode())
         self._ask(answered)
 
     def ended(self, reason: str) -> None:

@@ -1,0 +1,187 @@
+"""What is measured on each broker, and against whom."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from benchmarks.measure import Call, Side, Work
+from benchmarks.ours import SUBSCRIPTION
+
+SIZE = 1024
+SQLITE_BATCH = 100
+HEADERS = {"kind": "bench"}
+
+
+@dataclass(frozen=True, slots=True)
+class Broker:
+    """A started broker: brokerkit's URL, and a folder for sides that need files of their own."""
+
+    name: str
+    url: str
+    folder: Path
+
+    @property
+    def amqp(self) -> str:
+        """The URL as other AMQP clients read it."""
+        parts = urlsplit(self.url)
+        return f"amqp://{parts.netloc}/{parts.path.strip('/') or '%2F'}"
+
+    @property
+    def servers(self) -> str:
+        return urlsplit(self.url).netloc.rpartition("@")[2]
+
+
+def queue_of(topic: str) -> str:
+    """The native queue of the benchmarks' subscription."""
+    return f"{topic}--{SUBSCRIPTION}"
+
+
+def rabbitmq(broker: Broker, scale: float) -> list[Work]:
+    """Quorum queues."""
+    many, some, few = (_scaled(count, scale) for count in (30_000, 8_000, 3_000))
+    url, amqp = broker.url, broker.amqp
+
+    def fill(count: int) -> Callable[[str], Call]:
+        return lambda topic: Call("raw_rabbitmq", "send", (amqp, queue_of(topic), count, SIZE))
+
+    def raw(same_wire: bool) -> Callable[[str], Call]:
+        more = {"same_wire": same_wire, "exchange": ""}
+        return lambda topic: Call("raw_rabbitmq", "send", (amqp, queue_of(topic), many, SIZE), more)
+
+    send = [
+        _ours_send(url, many),
+        Side("raw", raw(True)),
+        Side("bare", raw(False)),
+        Side("kombu", lambda topic: Call("peer_kombu", "send", (amqp, queue_of(topic), few, SIZE))),
+        Side("aio-pika", lambda topic: Call("peer_aio_pika", "send", (amqp, queue_of(topic), some, SIZE))),
+        Side("faststream", lambda topic: Call("peer_faststream", "rabbit_send", (amqp, queue_of(topic), some, SIZE))),
+    ]
+    receive = [
+        _ours_receive(url, many, fill(many)),
+        Side(
+            "raw",
+            lambda topic: Call("raw_rabbitmq", "receive", (amqp, queue_of(topic), many), {"same_wire": True}),
+            fill(many),
+        ),
+        Side(
+            "bare",
+            lambda topic: Call("raw_rabbitmq", "receive", (amqp, queue_of(topic), many), {"same_wire": False}),
+            fill(many),
+        ),
+        Side("kombu", lambda topic: Call("peer_kombu", "receive", (amqp, queue_of(topic), some)), fill(some)),
+        Side("aio-pika", lambda topic: Call("peer_aio_pika", "receive", (amqp, queue_of(topic), some)), fill(some)),
+        Side(
+            "faststream",
+            lambda topic: Call("peer_faststream", "rabbit_receive", (amqp, queue_of(topic), some)),
+            fill(some),
+        ),
+    ]
+    return [Work("rabbitmq: send, confirmed", url, send), Work("rabbitmq: receive and ack", url, receive)]
+
+
+def kafka(broker: Broker, scale: float) -> list[Work]:
+    many, some, few = (_scaled(count, scale) for count in (200_000, 20_000, 6_000))
+    url, servers = broker.url, broker.servers
+
+    def fill(count: int) -> Callable[[str], Call]:
+        return lambda topic: Call("raw_kafka", "send", (servers, topic, count, SIZE))
+
+    def raw(function: str, same_wire: bool) -> Callable[[str], Call]:
+        size = (SIZE,) if function == "send" else ()
+        return lambda topic: Call("raw_kafka", function, (servers, topic, many, *size), {"same_wire": same_wire})
+
+    send = [
+        _ours_send(url, many),
+        Side("raw", raw("send", True)),
+        Side("bare", raw("send", False)),
+        Side("faststream", lambda topic: Call("peer_faststream", "kafka_send", (servers, topic, some, SIZE))),
+    ]
+    receive = [
+        _ours_receive(url, many, fill(many), prefetch=10_000, batch=1000),
+        Side("raw", raw("receive", True), fill(many)),
+        Side("bare", raw("receive", False), fill(many)),
+        Side("faststream", lambda topic: Call("peer_faststream", "kafka_receive", (servers, topic, few)), fill(few)),
+    ]
+    return [Work("kafka: send, confirmed", url, send), Work("kafka: receive and ack", url, receive)]
+
+
+def sqlite(broker: Broker, scale: float) -> list[Work]:
+    """In batches of 100, each commit FULL. No peer offers a file as a queue with confirmed commits."""
+    many = _scaled(50_000, scale)
+    url = broker.url
+
+    def file(topic: str) -> str:
+        return str(broker.folder / f"raw-{topic}.db")
+
+    def fill(topic: str) -> Call:
+        return Call("raw_sqlite", "send", (file(topic), many, SIZE, SQLITE_BATCH))
+
+    def fill_ours(topic: str) -> Call:
+        more = {"batch": SQLITE_BATCH, "headers": HEADERS}
+        return Call("ours", "send", (url, topic, many, SIZE), more)
+
+    send = [Side("brokerkit", fill_ours), Side("raw", fill)]
+    receive = [
+        _ours_receive(url, many, fill_ours, prefetch=2 * SQLITE_BATCH, batch=SQLITE_BATCH),
+        Side("raw", lambda topic: Call("raw_sqlite", "receive", (file(topic), many, SQLITE_BATCH)), fill),
+    ]
+    return [Work("sqlite: send, committed", url, send), Work("sqlite: receive and ack", url, receive)]
+
+
+WORKS: Mapping[str, Callable[[Broker, float], list[Work]]] = {"sqlite": sqlite, "rabbitmq": rabbitmq, "kafka": kafka}
+
+
+def costs(broker: Broker, offered: Sequence[str], scale: float) -> list[Work]:
+    """What each guarantee costs: the same sends and receives under each, as sides of one work."""
+    count = _scaled({"sqlite": 30_000, "rabbitmq": 20_000, "kafka": 100_000}[broker.name], scale)
+    batch = SQLITE_BATCH if broker.name == "sqlite" else 0
+
+    def sending(guarantee: str) -> Side:
+        more = {"guarantee": guarantee, "batch": batch}
+        return Side(guarantee, lambda topic: Call("ours", "send", (broker.url, topic, count, SIZE), more))
+
+    def receiving(guarantee: str) -> Side:
+        more = {"guarantee": guarantee}
+        return Side(
+            guarantee,
+            lambda topic: Call("ours", "receive", (broker.url, topic, count), more),
+            lambda topic: Call("ours", "send", (broker.url, topic, count, SIZE), {"batch": batch}),
+        )
+
+    return [
+        Work(f"{broker.name}: what a producer's guarantee costs", broker.url, [sending(name) for name in offered]),
+        Work(
+            f"{broker.name}: what a consumer's guarantee costs",
+            broker.url,
+            [receiving(name) for name in ("at_most_once", "at_least_once")],
+        ),
+    ]
+
+
+def latencies(broker: Broker, seconds: float) -> Work:
+    """From the scheduled time of the send to the hand-over, at 500 messages a second."""
+    raw = {
+        "rabbitmq": lambda topic: Call("latency", "raw_rabbitmq", (broker.amqp, queue_of(topic), 500, seconds, SIZE)),
+        "kafka": lambda topic: Call("latency", "raw_kafka", (broker.servers, topic, 500, seconds, SIZE)),
+    }
+    sides = [Side("brokerkit", lambda topic: Call("latency", "ours", (broker.url, topic, 500, seconds, SIZE)))]
+    if broker.name in raw:
+        sides.append(Side("raw", raw[broker.name]))
+    return Work(f"{broker.name}: latency at 500/s", broker.url, sides)
+
+
+def _ours_send(url: str, count: int) -> Side:
+    return Side("brokerkit", lambda topic: Call("ours", "send", (url, topic, count, SIZE)))
+
+
+def _ours_receive(url: str, count: int, fill: Callable[[str], Call], *, prefetch: int = 500, batch: int = 100) -> Side:
+    more = {"prefetch": prefetch, "batch": batch}
+    return Side("brokerkit", lambda topic: Call("ours", "receive", (url, topic, count), more), fill)
+
+
+def _scaled(count: int, scale: float) -> int:
+    """A multiple of 1,000, so that no batch is cut."""
+    return max(1000, round(count * scale / 1000) * 1000)

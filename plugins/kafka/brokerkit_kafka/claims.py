@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ class Facts:
 
 
 def claims(config: Config, facts: Facts, max_body: int, producer: Guarantee, consumer: Guarantee) -> Claims:
-    points = dict(_producer_points(config, facts, producer))
+    points: dict[str, Claim] = dict(_producer_points(config, facts, producer))
     for point, claim in _consumer_points(consumer).items():
         points[point] = _both(points.get(point, Claim()), claim)
     if facts.replication < 2:
@@ -31,7 +32,7 @@ def claims(config: Config, facts: Facts, max_body: int, producer: Guarantee, con
     return Claims(points, _properties(config, facts, max_body))
 
 
-def _producer_points(config: Config, facts: Facts, producer: Guarantee) -> dict[FailurePoint, Claim]:
+def _producer_points(config: Config, facts: Facts, producer: Guarantee) -> Mapping[str, Claim]:
     if producer is _AMO:
         lossy = Claim(loss=POSSIBLE, condition="acks=0: nothing tells whether a message was stored")
         return {
@@ -56,27 +57,22 @@ def _producer_points(config: Config, facts: Facts, producer: Guarantee) -> dict[
         FailurePoint.PRODUCER_KILLED: doubled,
         FailurePoint.BROKER_KILLED: doubled,
         FailurePoint.BROKER_PAUSED: doubled,
-        FailurePoint.LEADER_KILLED: replace(doubled, **_leader(config, facts)),
+        FailurePoint.LEADER_KILLED: _both(doubled, _leader(config, facts)),
     }
 
 
-def _leader(config: Config, facts: Facts) -> dict[str, object]:
+def _leader(config: Config, facts: Facts) -> Claim:
     if config.acks() != "all":
-        return {
-            "loss": EXPECTED,
-            "condition": f"acks={config.acks()}: confirmed before any follower has the message",
-            "source": "measured by the conformance suite",
-        }
+        early = f"acks={config.acks()}: confirmed before any follower has the message"
+        return Claim(loss=EXPECTED, condition=early, source="measured by the conformance suite")
     if facts.min_insync < 2:
-        return {"loss": POSSIBLE, "condition": "min.insync.replicas=1: a confirm may stand for one copy alone"}
-    return {
-        "loss": NEVER,
-        "condition": f"acks=all, {facts.replication} replicas, min.insync.replicas={facts.min_insync}, "
-        "no unclean election",
-    }
+        return Claim(loss=POSSIBLE, condition="min.insync.replicas=1: a confirm may stand for one copy alone")
+    return Claim(
+        condition=f"acks=all, {facts.replication} replicas, min.insync.replicas={facts.min_insync}, no unclean election"
+    )
 
 
-def _consumer_points(consumer: Guarantee) -> dict[FailurePoint, Claim]:
+def _consumer_points(consumer: Guarantee) -> Mapping[str, Claim]:
     if consumer is _AMO:
         lossy = Claim(loss=POSSIBLE, condition="committed at hand-over: what a killed member had in hand is gone")
         return {

@@ -22,7 +22,14 @@ from confluent_kafka import (
     TopicCollection,
     TopicPartition,
 )
-from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec, ResourceType, TopicDescription
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AdminClient,
+    ConfigResource,
+    NewTopic,
+    OffsetSpec,
+    ResourceType,
+    TopicDescription,
+)
 
 from brokerkit.driver import (
     Capabilities,
@@ -392,7 +399,7 @@ class KafkaDriver(Driver):
         return {place.partition: place for place in found.topic_partitions}
 
     def _offsets(self, topic: str, partitions: Iterable[int], *, latest: bool) -> dict[int, int]:
-        spec = OffsetSpec.latest() if latest else OffsetSpec.earliest()
+        spec = (OffsetSpec.latest if latest else OffsetSpec.earliest)()  # type: ignore[no-untyped-call]
         asked = {TopicPartition(topic, number): spec for number in partitions}
         found = self._admin().list_offsets(asked, request_timeout=10)
         return {
@@ -406,7 +413,8 @@ class KafkaDriver(Driver):
         with self._lock:
             if self._admin_client is None:
                 try:
-                    self._admin_client = AdminClient({**self._config.admin(), "error_cb": self._on_error})
+                    config: Any = {**self._config.admin(), "error_cb": self._on_error}
+                    self._admin_client = AdminClient(config)
                 except KafkaException as error:
                     raise ConfigurationError(f"client options: {error.args[0].str()}") from None
             return self._admin_client
@@ -456,7 +464,9 @@ class KafkaDriver(Driver):
                 time.sleep(0.1)
 
     def _describe(self, topic: str, timeout: float = 10.0) -> TopicDescription | None:
-        future = self._admin().describe_topics(TopicCollection([topic]), request_timeout=timeout)[topic]
+        future: Future[TopicDescription] = self._admin().describe_topics(
+            TopicCollection([topic]), request_timeout=timeout
+        )[topic]
         try:
             return self._await(future, timeout, f"looking up topic {topic!r}")
         except NotFound:

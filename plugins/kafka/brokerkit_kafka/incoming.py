@@ -137,9 +137,9 @@ class KafkaIncoming(Incoming):
         marked = self._own("brokerkit-bytes")
         if marked is not None:
             for name in _names(marked):
-                value = found.get(name)
-                if isinstance(value, str):
-                    found[name] = value.encode()
+                text = found.get(name)
+                if isinstance(text, str):
+                    found[name] = text.encode()
         return MappingProxyType(found)
 
 

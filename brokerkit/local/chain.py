@@ -39,6 +39,7 @@ class Chain(LocalBroker):
             return self._taken[1]
         wanted = [word.strip() for word in os.environ.get(PROVIDER, "").split(",") if word.strip()]
         passed: list[str] = []
+        excusable = True
         for provider, candidate in self._candidates:
             if wanted and provider not in wanted:
                 passed.append(f"{provider}: left out by {PROVIDER}={os.environ[PROVIDER]}")
@@ -47,12 +48,14 @@ class Chain(LocalBroker):
                 chosen = candidate.provision()
             except Unavailable as reason:
                 passed.append(f"{provider}: {reason}")
+                excusable = excusable and (reason.excusable or provider in ("running", "installed"))
                 continue
-            why = chosen.why + "".join(f"; not {reason}" for reason in passed)
-            self._taken = candidate, replace(chosen, why=why)
+            self._taken = candidate, replace(chosen, passed=tuple(passed))
             return self._taken[1]
         ways = "\n".join(f"  {reason}" for reason in passed)
-        raise Unavailable(f"{self.name} cannot be had on this machine. Each of these would do:\n{ways}")
+        raise Unavailable(
+            f"{self.name} cannot be had on this machine. Each of these would do:\n{ways}", excusable=excusable
+        )
 
     def start(
         self,
@@ -65,9 +68,7 @@ class Chain(LocalBroker):
         timeout: float = 90.0,
     ) -> None:
         self.provision()
-        self._broker.start(
-            directory, nodes=nodes, through=through, secure=secure, settings=settings, timeout=timeout
-        )
+        self._broker.start(directory, nodes=nodes, through=through, secure=secure, settings=settings, timeout=timeout)
 
     def url(self, *, through: bool = False) -> str:
         return self._broker.url(through=through)

@@ -19,10 +19,20 @@ class Chosen:
     kind: str
     """`broker`, `emulator`, `mock` or `service`: what a report may call what it judged."""
     why: str
+    passed: tuple[str, ...] = ()
+    """The providers that were tried before, each with what it would need."""
 
 
 class Unavailable(Exception):
-    """No provider can start this broker here; the text lists each one with what would make it work."""
+    """No provider can start this broker here; the text lists each one with what would make it work.
+
+    `excusable`: the machine lacks it by its nature (no Docker engine, no apt), so that a test may be skipped there
+    even where a missing broker is a failure otherwise. Nothing else is on that list.
+    """
+
+    def __init__(self, message: str, *, excusable: bool = False) -> None:
+        super().__init__(message)
+        self.excusable = excusable
 
 
 class StartFailed(Exception):

@@ -3,7 +3,8 @@
 Run as a script with a bare interpreter (no site, no packages), so it starts at once and costs a few megabytes. It
 reads its standard input, a pipe whose other end only the owner holds, and also looks whether its parent is still
 the owner (a fork of the owner would hold the pipe open). When the owner is gone, in whatever way, it sends SIGKILL
-to every process that carries the owner's mark in its environment, then removes the directories it was told of.
+to every process that carries the owner's mark in its environment, then removes the files and directories it was
+told of.
 
 Input, a line each: `group PID`, `remove PATH`, `keep PATH`. Groups are used only where /proc is missing.
 """
@@ -14,7 +15,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 MARK = "BROKERKIT_OWNER"
 """Environment variable that marks the processes of one owner."""
@@ -43,16 +44,16 @@ def end_marked(variable: str, value: str, timeout: float = 10.0) -> bool:
     while True:
         found = list(marked(variable, value))
         for pid in found:
-            _send(os.kill, pid)
+            _kill(os.kill, pid)
         if not found or time.monotonic() > deadline:
             return not found
         time.sleep(0.05)
 
 
 def watch(owner: int, token: str) -> None:
-    """Waits until the owner is gone, then ends its processes and removes its directories."""
+    """Waits until the owner is gone, then ends its processes and removes its files."""
     groups: set[int] = set()
-    directories: set[str] = set()
+    paths: set[str] = set()
     pending = b""
     while os.getppid() == owner:
         if not select.select([0], [], [], 0.5)[0]:
@@ -66,22 +67,32 @@ def watch(owner: int, token: str) -> None:
             if verb == "group":
                 groups.add(int(argument))
             elif verb == "remove":
-                directories.add(argument)
+                paths.add(argument)
             elif verb == "keep":
-                directories.discard(argument)
+                paths.discard(argument)
     if not os.path.isdir("/proc/self"):
         for group in groups:
-            _send(os.killpg, group)
+            _kill(os.killpg, group)
     end_marked(MARK, token)
-    for directory in directories:
-        shutil.rmtree(directory, ignore_errors=True)
+    for path in paths:
+        _remove(path)
 
 
-def _send(kill, pid):  # type: ignore[no-untyped-def]
+def _kill(kill: Callable[[int, int], None], pid: int) -> None:
     try:
         kill(pid, signal.SIGKILL)
     except OSError:
         pass  # gone meanwhile
+
+
+def _remove(path: str) -> None:
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    try:
+        os.unlink(path)
+    except OSError:
+        pass  # gone already
 
 
 if __name__ == "__main__":

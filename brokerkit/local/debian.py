@@ -56,7 +56,9 @@ def archive(apt: Path = APT, release: Path = Path("/etc/os-release")) -> tuple[s
     aliases = {suite, "stable", "testing", "unstable", "sid"} - {""}
     known = sources(apt)
     if not known:
-        raise Unavailable("this machine has no apt sources, so no Debian packages can be fetched")
+        raise Unavailable(
+            "needs apt sources from which Debian packages can be fetched: this machine has none", excusable=True
+        )
     for source in known:
         if "main" in source.components and aliases.intersection(source.suites):
             return distribution, suite, source
@@ -69,7 +71,7 @@ def unpack(packages: list[str], suite: str, source: Source, folder: Path, report
     Raises Unavailable if the suite or the packages cannot be had.
     """
     if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
-        raise Unavailable("apt-get and dpkg-deb are not here")
+        raise Unavailable("needs apt-get and dpkg-deb, which are not here", excusable=True)
     apt = _Apt(folder / "apt", suite, source)
     root = folder / "root"
     root.mkdir()

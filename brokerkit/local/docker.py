@@ -43,13 +43,15 @@ class ContainerBroker(LocalBroker):
             import docker
             from docker.errors import DockerException
         except ImportError:
-            raise Unavailable("install testcontainers (pip install 'brokerkit-mq[local]') and Docker") from None
+            raise Unavailable(
+                "pip install 'brokerkit-mq[local]' (testcontainers) and start a Docker engine", excusable=True
+            ) from None
         try:
             client = docker.from_env(timeout=10)
             client.ping()
             client.close()
         except DockerException:
-            raise Unavailable("start a Docker engine: none answers here") from None
+            raise Unavailable("start a Docker engine: none answers here", excusable=True) from None
         return Chosen("docker", self._product, self._version, "broker", f"image {self._image}")
 
     def start(
@@ -68,9 +70,10 @@ class ContainerBroker(LocalBroker):
 
         self._through = list(through) if through is not None else None
         self._ports = Ports(1)
-        container = DockerContainer(self._image).with_bind_ports(self._inner_port, (LOOPBACK, self._ports[0]))
+        container: Any = DockerContainer(self._image)
+        container.with_bind_ports(self._inner_port, (LOOPBACK, self._ports[0]))
         for key, value in self._environment(self._through[0][1] if self._through else self._ports[0]).items():
-            container = container.with_env(key, value)
+            container.with_env(key, value)
         self._container = container
         try:
             container.start()

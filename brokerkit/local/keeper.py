@@ -49,13 +49,13 @@ class Keeper:
         """Names a process group of the owner's, for systems whose processes do not show their environment."""
         self._tell(f"group {pid}")
 
-    def remove(self, directory: Path) -> None:
-        """Has the directory removed when the owner is gone."""
-        self._tell(f"remove {directory}")
+    def remove(self, path: Path) -> None:
+        """Has the directory or file removed when the owner is gone."""
+        self._tell(f"remove {path}")
 
-    def keep(self, directory: Path) -> None:
+    def keep(self, path: Path) -> None:
         """Takes `remove` back."""
-        self._tell(f"keep {directory}")
+        self._tell(f"keep {path}")
 
     def _tell(self, line: str) -> None:
         if "\n" in line:

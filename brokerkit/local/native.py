@@ -99,9 +99,7 @@ class ProcessBroker(LocalBroker):
 
     def _await(self, nodes: Sequence[int], timeout: float) -> None:
         processes = [self._nodes[node] for node in nodes]
-        wait_until(
-            lambda: all(self._serving(node) for node in nodes), timeout, f"{self.name}: ready", processes
-        )
+        wait_until(lambda: all(self._serving(node) for node in nodes), timeout, f"{self.name}: ready", processes)
 
     def _alive(self) -> list[int]:
         """Nodes that run and are not paused."""

@@ -109,7 +109,8 @@ class Process:
 def wait_until(
     condition: Callable[[], bool], timeout: float, what: str, processes: Sequence[Process], logs: Sequence[Path] = ()
 ) -> None:
-    """Polls until the condition holds. Raises StartFailed with the end of the logs when a process ends or time is up."""
+    """Polls until the condition holds. Raises StartFailed with the end of the logs when a process ends or it takes
+    too long."""
     deadline = time.monotonic() + timeout
     while not condition():
         ended = [process for process in processes if not process.pid]

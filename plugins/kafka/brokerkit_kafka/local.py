@@ -148,9 +148,7 @@ class KafkaBroker(ProcessBroker):
             self._format(node, cluster, properties, timeout)
             command = self._found.command("kafka.Kafka", str(properties), options=[*_LOG, *options])
             env = {**self._mark, "PATH": os.environ.get("PATH") or os.defpath, "HOME": str(place)}
-            processes.append(
-                Process(f"node {node + 1}", command, env=env, directory=place, log=place / "node.log")
-            )
+            processes.append(Process(f"node {node + 1}", command, env=env, directory=place, log=place / "node.log"))
         return processes
 
     def _format(self, node: int, cluster: str, properties: Path, timeout: float) -> None:
@@ -217,10 +215,7 @@ class KafkaBroker(ProcessBroker):
         if not chain.exists():
             chain.touch(mode=0o600)
             chain.write_bytes((tls / "server.key").read_bytes() + (tls / "server.pem").read_bytes())
-        plain = (
-            "org.apache.kafka.common.security.plain.PlainLoginModule required "
-            f'user_{USER}="{self._password}";'
-        )
+        plain = f'org.apache.kafka.common.security.plain.PlainLoginModule required user_{USER}="{self._password}";'
         scram = "org.apache.kafka.common.security.scram.ScramLoginModule required;"
         values = {
             "ssl.keystore.type": "PEM",
@@ -421,7 +416,8 @@ def _train(folder: Path, plain: Installation) -> None:
 def _exercise(broker: KafkaBroker) -> None:
     """Lets a node load the classes that clients' first requests need."""
     from confluent_kafka import Consumer, Producer
-    from confluent_kafka.admin import AdminClient, NewTopic
+    from confluent_kafka.admin import AdminClient
+    from confluent_kafka.cimpl import NewTopic
 
     address = broker.url().removeprefix("kafka://")
     admin = AdminClient({"bootstrap.servers": address})
@@ -438,7 +434,7 @@ def _exercise(broker: KafkaBroker) -> None:
     while time.monotonic() < deadline:
         message = consumer.poll(1.0)
         if message is not None and message.error() is None:
-            consumer.commit(message, asynchronous=False)
+            consumer.commit(message=message, asynchronous=False)
             break
     consumer.close()
 
@@ -543,4 +539,3 @@ def _exactly(connection: socket.socket, size: int) -> bytes:
             raise OSError("connection closed")
         data += some
     return data
-

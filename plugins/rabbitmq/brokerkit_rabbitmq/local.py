@@ -304,15 +304,15 @@ def _installed(version: str | None) -> Installation:
 def _unpacked(version: str, strict: bool) -> Installation:
     """RabbitMQ from Debian's packages, in the user's cache."""
     reasons = []
-    for suite in _suites(version, strict):
+    for suite in _suites(version):
         try:
             return _unpack(suite, version if strict else None)
         except Unavailable as reason:
-            reasons.append(str(reason))
-    raise Unavailable("; ".join(reasons))
+            reasons.append(reason)
+    raise Unavailable("; ".join(map(str, reasons)), excusable=all(reason.excusable for reason in reasons))
 
 
-def _suites(version: str, strict: bool) -> list[str]:
+def _suites(version: str) -> list[str]:
     distribution, own, _ = debian.archive()
     if distribution == "debian":
         return list(SUITES[version])
@@ -343,7 +343,10 @@ def _unpack(suite: str, version: str | None) -> Installation:
     for home in _homes(scripts):
         found = home.name.removeprefix("rabbitmq_server-")
         if version is not None and not _is(found, version):
-            raise Unavailable(f"{distribution} {suite} has RabbitMQ {found}, {version} was asked for")
+            raise Unavailable(
+                f"{distribution} {suite} has RabbitMQ {found}, {version} was asked for",
+                excusable=distribution != "debian",
+            )
         why = f"unpacked packages of {distribution} {suite}"
         chosen = Chosen("recipe", "RabbitMQ", found, "broker", why)
         return Installation(chosen, scripts, root / "usr/lib/erlang/bin", home)

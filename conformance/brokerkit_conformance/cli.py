@@ -29,7 +29,9 @@ app = typer.Typer(
 
 @app.command("run")
 def run_command(
-    targets: Annotated[list[str], typer.Argument(help="rabbitmq, rabbitmq:3.10, kafka:3nodes?client.acks=1, or a URL")],
+    targets: Annotated[
+        list[str], typer.Argument(help="NAME, NAME:VERSION, NAME:3nodes?setting=value (see list), or a URL")
+    ],
     check: Annotated[list[str] | None, typer.Option(help="Only checks whose name matches; may be repeated.")] = None,
     guarantee: Annotated[
         list[str] | None, typer.Option(help="Only cells where either end asks for this; may be repeated.")

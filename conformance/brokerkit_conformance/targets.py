@@ -1,11 +1,11 @@
 """What is judged: a plugin's local broker with any settings, or any URL.
 
-    rabbitmq                                   the plugin's default local broker
-    rabbitmq:3.10                              another one that the plugin offers by that name
-    kafka:3nodes                               of three nodes
-    rabbitmq?queue=classic                     with settings, as in a URL
-    kafka:3nodes?client.acks=1                 both
-    amqps://user:secret@host/?queue=classic    what runs somewhere; it is not started, killed or paused
+    NAME                        the plugin's default local broker
+    NAME:3.10                   another one that the plugin offers by that name
+    NAME:3nodes                 of three nodes
+    NAME?queue=classic          with settings, as in a URL
+    NAME:3nodes?client.acks=1   both
+    SCHEME://HOST:PORT/?…       what runs somewhere; it is not started, killed or paused
 
 Plugins are found by name and by scheme; nothing here knows one.
 """

@@ -1,0 +1,178 @@
+"""The suite as a user runs it: on the embedded broker, from the command line, and killed in the middle."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from brokerkit_conformance.checks import ORDER
+from brokerkit_conformance.checks.registry import checks
+from brokerkit_conformance.history import History
+from brokerkit_conformance.runner import judged
+
+from brokerkit.guarantees import FailurePoint
+from brokerkit.plugins import plugins
+
+SUITE = Path(__import__("brokerkit_conformance").__file__).parent
+FIELDS = {
+    *("target", "check", "guarantee", "producer_guarantee", "claim", "verdict", "trials", "seed", "observed"),
+    *("metrics", "fault", "history"),
+}
+OBSERVED = {
+    *("sent", "confirmed", "unknown", "refused", "received", "effects", "lost", "blocked", "duplicated"),
+    *("redelivered", "reordered", "phantom"),
+}
+
+
+def suite(*arguments: object, timeout: float = 110) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=timeout, check=False)
+
+
+def command(*arguments: object) -> list[str]:
+    program = "from brokerkit_conformance.cli import app; app()"
+    return [sys.executable, "-c", program, *(str(some) for some in arguments)]
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a few telling checks."""
+    place = tmp_path_factory.mktemp("report")
+    wanted = ("fan_out", "consumer_killed_before_*", "confirm_lost", "poison")
+    ran = suite("run", "sqlite", *(f"--check={glob}" for glob in wanted), "--seed=7", "--report", place)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return place
+
+
+@pytest.fixture(scope="module")
+def cells(report: Path) -> list[dict[str, object]]:
+    found: list[dict[str, object]] = json.loads((report / "results.json").read_text())["cells"]
+    return found
+
+
+def of(cells: list[dict[str, object]], check: str, **where: str) -> dict[str, object]:
+    return next(c for c in cells if c["check"] == check and all(c[name] == value for name, value in where.items()))
+
+
+def test_every_cell_has_all_that_the_format_says(cells: list[dict[str, object]]) -> None:
+    for cell in cells:
+        assert cell.keys() >= FIELDS
+        assert set(cell["observed"]) >= OBSERVED  # type: ignore[call-overload]
+        assert cell["seed"] == 7
+
+
+def test_a_duplicate_is_provoked_where_it_is_expected(cells: list[dict[str, object]]) -> None:
+    cell = of(cells, "consumer_killed_before_ack", guarantee="at_least_once")
+    assert cell["verdict"] == "held"
+    assert cell["observed"]["duplicated"] >= cell["trials"] == 3  # type: ignore[index]
+    assert [fault["evidence"]["status"] for fault in cell["fault"]] == [-9, -9, -9]  # type: ignore[attr-defined]
+
+
+def test_a_loss_is_provoked_where_it_is_expected(cells: list[dict[str, object]]) -> None:
+    cell = of(cells, "consumer_killed_before_processing", guarantee="at_most_once")
+    assert cell["verdict"] == "held"
+    assert cell["observed"]["lost"] >= 3  # type: ignore[index]
+    assert cell["observed"]["duplicated"] == 0  # type: ignore[index]
+
+
+def test_what_cannot_be_induced_is_unsupported_and_says_why(cells: list[dict[str, object]]) -> None:
+    cell = of(cells, "confirm_lost", producer_guarantee="at_least_once")
+    assert cell["verdict"] == "unsupported"
+    assert "not reached over a network" in str(cell["reason"])
+
+
+def test_a_saved_history_is_judged_the_same_without_a_broker(report: Path, cells: list[dict[str, object]]) -> None:
+    for cell in cells:
+        again = judged(History.load(report / str(cell["history"])), str(cell["history"]))
+        assert again.verdict == cell["verdict"]
+        assert again.observed == cell["observed"]
+
+
+def test_the_command_judges_a_saved_history(report: Path, cells: list[dict[str, object]]) -> None:
+    history = report / str(of(cells, "poison", guarantee="at_least_once")["history"])
+    ran = suite("check", history)
+    assert ran.returncode == 0
+    assert json.loads(ran.stdout)["verdict"] == "held"
+
+
+def test_a_file_that_is_no_history_is_refused(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"not": "an event"}\n')
+    ran = suite("check", bad)
+    assert ran.returncode == 2
+    assert "bad.jsonl:1" in ran.stderr
+
+
+def test_the_list_names_every_check_and_target() -> None:
+    ran = suite("list")
+    assert ran.returncode == 0
+    for name in checks():
+        assert name in ran.stdout
+    assert "target sqlite" in ran.stdout
+
+
+def test_an_unknown_target_is_an_error_that_lists_the_known_ones() -> None:
+    ran = suite("run", "nosuch")
+    assert ran.returncode == 2
+    assert "no target 'nosuch'" in ran.stdout
+    assert "sqlite" in ran.stdout
+
+
+def test_every_failure_point_of_the_contract_has_a_check() -> None:
+    points = {spec.point for spec in checks().values()}
+    assert points == {str(point) for point in FailurePoint}
+    assert set(ORDER) == set(checks())
+
+
+def test_nothing_in_the_suite_names_a_broker() -> None:
+    names = {name for plugin in plugins().values() for name in (plugin.name, *plugin.schemes)} - {"memory"}
+    pattern = re.compile("|".join(sorted(names)), re.IGNORECASE)
+    found = [
+        f"{file.relative_to(SUITE)}: {line.strip()}"
+        for file in SUITE.rglob("*.py")
+        if not {"mutants", "demo"} & set(file.parts)
+        for line in file.read_text().splitlines()
+        if pattern.search(line)
+    ]
+    assert found == []
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(
+        command("run", "sqlite", "--check=consumer_frozen", "--check=producer_killed", "--report", tmp_path),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    yield process
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_a_runner_that_is_ended_in_the_middle_leaves_no_process(
+    running: subprocess.Popen[bytes], number: signal.Signals
+) -> None:
+    children = _wait_for_children(running.pid, 3)
+    running.send_signal(number)
+    running.wait(30)
+    gone, alive = psutil.wait_procs(children, timeout=10)
+    assert alive == []
+    assert len(gone) >= 3
+
+
+def _wait_for_children(pid: int, count: int) -> list[psutil.Process]:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        children = psutil.Process(pid).children(recursive=True)
+        if len(children) >= count:
+            return children
+        time.sleep(0.05)
+    raise AssertionError(f"the run did not start {count} actors")

@@ -126,7 +126,7 @@ def topic_of(url: str) -> Iterator[str]:
             broker.delete(topic)
 
 
-def run(call: Call) -> tuple[Any, int]:
+def run(call: Call, timeout: float = SIDE_TIMEOUT) -> tuple[Any, int]:
     """Runs one call in a process of its own. Raises SideFailed."""
     arguments = json.dumps({"args": call.args, "kwargs": dict(call.kwargs)})
     try:
@@ -134,10 +134,10 @@ def run(call: Call) -> tuple[Any, int]:
             [sys.executable, "-m", "benchmarks.side", call.module, call.function, arguments],
             capture_output=True,
             text=True,
-            timeout=SIDE_TIMEOUT,
+            timeout=timeout,
         )
     except subprocess.TimeoutExpired:
-        raise SideFailed(f"did not end within {SIDE_TIMEOUT:.0f} s") from None
+        raise SideFailed(f"did not end within {timeout:.0f} s") from None
     if ended.returncode != 0:
         raise SideFailed(ended.stderr.strip()[-2000:] or f"ended with status {ended.returncode}")
     result = json.loads(ended.stdout.strip().splitlines()[-1])

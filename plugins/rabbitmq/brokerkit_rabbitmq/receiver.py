@@ -49,8 +49,9 @@ class RabbitReceiver(Receiver):
         self.traits = Traits()
         self._settled = settled
         self._events = events
-        self._prefetch = prefetch
-        self._prefetch_bytes = prefetch_bytes
+        self._bound = prefetch_bytes
+        self._heavy_from = prefetch_bytes // prefetch
+        """Bodies up to this size cannot pass the bound, however many are held."""
         self._most_once = most_once
         self._session: Session = None  # type: ignore[assignment]
         self._buffer: deque[RabbitIncoming] = deque()
@@ -78,11 +79,17 @@ class RabbitReceiver(Receiver):
         self._topics: dict[bytes, str] = {}
         """By consumer tag."""
         self._giving_back = False
+        self._heavy: dict[int, int] = {}
+        """Sizes of the large bodies that are held."""
+        self._weight = 0
+        self._heaviest = 1
+        self._paused = False
 
     def start(self, session: Session, queues: Mapping[str, str], window: int, timeout: float) -> None:
         """Consumes from `queues` (by topic), each within `window` unsettled deliveries."""
         self._session = session
         self._window = window
+        self._queues = queues
         self._channel = int(session.channel.channel_number)
         session.channel.add_on_cancel_callback(self._on_cancel)
         session.connection.deliveries = self._take
@@ -171,7 +178,7 @@ class RabbitReceiver(Receiver):
         after = 1 + method[0]
         tag, redelivered = _TAG(method, after)
         self._high = tag
-        if self._giving_back:
+        if self._giving_back or (len(body) > self._heavy_from and self._too_heavy(tag, len(body))):
             self._write(NACK, tag, 2)
             self._done.add(tag)
         elif redelivered and self._most_once:
@@ -182,6 +189,36 @@ class RabbitReceiver(Receiver):
             self._buffer.append(RabbitIncoming(topic, tag, bool(redelivered), method, header, body))
             if self._waiting:
                 self._arrived.set()
+
+    def _too_heavy(self, tag: int, size: int) -> bool:
+        """Weighs a large body. Over the bound the flow stops until half of it is settled, and then goes on with a
+        smaller window, for AMQP bounds messages and not bytes. What is on its way meanwhile goes back where that
+        burns no attempt (4.3), and is held otherwise."""
+        self._heaviest = max(self._heaviest, size)
+        if self._weight + size > self._bound and self._heavy:
+            self._pause()
+            if self._session.version >= (4, 3) and not self._most_once:
+                return True
+        self._heavy[tag] = size
+        self._weight += size
+        return False
+
+    def _pause(self) -> None:
+        if not self._paused:
+            self._paused = True
+            for consumer in self._topics:
+                if consumer.decode() in self._session.channel.consumer_tags:
+                    self._session.channel.basic_cancel(consumer.decode())
+
+    def _lighter(self, tags: Iterable[int]) -> None:
+        for tag in tags:
+            self._weight -= self._heavy.pop(tag, 0)
+        if self._paused and self._weight <= self._bound // 2 and not self._giving_back:
+            self._paused = False
+            self._window = max(1, min(self._window, self._bound // self._heaviest // len(self._queues)))
+            self._ask(lambda _: None)
+            for topic, queue in self._queues.items():
+                self._consume(topic, queue, self._session.channel, lambda _: None)
 
     def _on_cancel(self, _: Any) -> None:
         reason = (
@@ -261,6 +298,8 @@ class RabbitReceiver(Receiver):
         if not tags:
             return
         self._sent += tags
+        if self._heavy:
+            self._lighter(tags)
         self._settled([Settlement(tags, End.SENT)])
         if not self._barrier_due:
             self._barrier_due = True
@@ -293,8 +332,7 @@ class RabbitReceiver(Receiver):
             tag = self._buffer.popleft().token
             self._write(NACK, tag, 2)
             self._done.add(tag)
-        for consumer in self._topics:
-            channel.basic_cancel(consumer.decode())
+        self._pause()
         self._ask(answered)
 
     def ended(self, reason: str) -> None:

@@ -621,6 +621,7 @@ class Consumer:
                 session.receiver.settle(acks, nacks, rejects)
             except ConnectionLost as error:
                 self._disconnected(session, str(error))
+        self._answered()  # there is room for the pump, whenever the broker answers
 
     def _run_settler(self) -> None:
         answered_at = time.monotonic()

@@ -400,12 +400,13 @@ class KafkaDriver(Driver):
 
     def _offsets(self, topic: str, partitions: Iterable[int], *, latest: bool) -> dict[int, int]:
         spec = (OffsetSpec.latest if latest else OffsetSpec.earliest)()  # type: ignore[no-untyped-call]
-        asked = {TopicPartition(topic, number): spec for number in partitions}
-        found = self._admin().list_offsets(asked, request_timeout=10)
-        return {
-            place.partition: self._await(future, 15.0, f"asking for the offsets of {topic!r}").offset
-            for place, future in found.items()
-        }
+        doing = f"asking for the offsets of {topic!r}"
+
+        def ask(place: TopicPartition) -> Callable[[], Future[Any]]:
+            return lambda: self._admin().list_offsets({place: spec}, request_timeout=10)[place]
+
+        places = [TopicPartition(topic, number) for number in partitions]
+        return {place.partition: self._persist(ask(place), doing).offset for place in places}
 
     # ------------------------------------------------------------ the admin client
 
@@ -453,7 +454,7 @@ class KafkaDriver(Driver):
             raise ConnectionLost(f"{doing}: {trouble.str() if trouble is not None else 'no answer in time'}")
 
     def _persist(self, ask: Callable[[], Future[T]], doing: str) -> T:
-        """For what a coordinator answers only once it has loaded its state."""
+        """For what coordinators and leaders answer only once they have taken office."""
         deadline = time.monotonic() + 10.0
         while True:
             try:

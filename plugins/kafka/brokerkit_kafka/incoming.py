@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Hashable
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import TIMESTAMP_NOT_AVAILABLE
 from confluent_kafka import Message as Native
@@ -16,7 +16,7 @@ from brokerkit.message import NO_HEADERS, Headers, IdSource
 if TYPE_CHECKING:
     from brokerkit_kafka.lane import Lane
 
-_OWN = ("brokerkit-id", "brokerkit-content-type", "brokerkit-bytes")
+_OWN = frozenset({"brokerkit-id", "brokerkit-content-type", "brokerkit-bytes"})
 
 
 class KafkaIncoming(Incoming):
@@ -27,18 +27,20 @@ class KafkaIncoming(Incoming):
     one counts. The originals are in `native`.
     """
 
-    __slots__ = ("_attempt", "_headers", "_id", "_lane", "native", "offset", "token")
+    __slots__ = ("_attempt", "_lane", "native", "token")
 
     native: Native
 
-    def __init__(self, native: Native, lane: Lane, offset: int) -> None:
+    def __init__(self, native: Native, lane: Lane, token: int) -> None:
         self.native = native
-        self.offset = offset
-        self.token = lane.base + offset
+        self.token = token
         self._lane = lane
         self._attempt: int | None = None
-        self._id: str | None = None
-        self._headers: Headers | None = None
+
+    @property
+    def offset(self) -> int:
+        offset: int = self.token - self._lane.base
+        return offset
 
     @property
     def body(self) -> bytes | None:  # type: ignore[override]
@@ -50,10 +52,13 @@ class KafkaIncoming(Incoming):
 
     @property
     def id(self) -> str:  # type: ignore[override]
-        found = self._id
-        if found is None:
-            found = self._id = self._own("brokerkit-id") or self._native_id()
-        return found
+        try:
+            header: Any = self.native.headers()[0]  # type: ignore[index]
+            if header[0] == "brokerkit-id" and header[1]:
+                return str(header[1], "utf-8")
+        except (TypeError, IndexError, UnicodeDecodeError):
+            pass  # a foreign producer's: looked for in full
+        return self._own("brokerkit-id") or self._native_id()
 
     @property
     def id_source(self) -> IdSource:  # type: ignore[override]
@@ -66,9 +71,21 @@ class KafkaIncoming(Incoming):
 
     @property
     def headers(self) -> Headers:  # type: ignore[override]
-        if self._headers is None:
-            self._headers = self._decode()
-        return self._headers
+        found: dict[str, str | bytes] = {}
+        for name, value in self._raw():
+            if name not in _OWN:
+                try:
+                    found[name] = value.decode()  # type: ignore[union-attr]
+                except AttributeError:
+                    found[name] = b""
+                except UnicodeDecodeError:
+                    found[name] = value  # type: ignore[assignment]
+            elif name == "brokerkit-bytes":
+                for marked in _names(value):
+                    text = found.get(marked)
+                    if isinstance(text, str):
+                        found[marked] = text.encode()
+        return MappingProxyType(found) if found else NO_HEADERS
 
     @property
     def content_type(self) -> str | None:  # type: ignore[override]
@@ -127,35 +144,11 @@ class KafkaIncoming(Incoming):
     def _native_id(self) -> str:
         return f"{self._lane.topic_id}/{self._lane.partition}@{self.offset}"
 
-    def _decode(self) -> Headers:
-        found: dict[str, str | bytes] = {}
-        for name, value in self._raw():
-            if name not in _OWN:
-                found[name] = _text(value)
-        if not found:
-            return NO_HEADERS
-        marked = self._own("brokerkit-bytes")
-        if marked is not None:
-            for name in _names(marked):
-                text = found.get(name)
-                if isinstance(text, str):
-                    found[name] = text.encode()
-        return MappingProxyType(found)
 
-
-def _text(value: bytes | None) -> str | bytes:
-    if value is None:
-        return b""
+def _names(text: bytes | None) -> list[str]:
+    """The names in a `brokerkit-bytes` header, which follows them; anything may stand there on a shared topic."""
     try:
-        return value.decode()
-    except UnicodeDecodeError:
-        return value
-
-
-def _names(text: str) -> list[str]:
-    """The names in a `brokerkit-bytes` header; anything may stand there on a shared topic."""
-    try:
-        names = json.loads(text)
+        names = json.loads(text or b"[]")
     except ValueError:
         return []
     return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []

@@ -159,7 +159,7 @@ class KafkaReceiver(Receiver):
             offset: int = native.offset()  # type: ignore[assignment]
             if offset <= progress.last:
                 continue
-            incoming = KafkaIncoming(native, lane, offset)
+            incoming = KafkaIncoming(native, lane, lane.base + offset)
             progress.open[offset] = incoming
             progress.last = offset
             if lane.waiting or lane.retried:

@@ -6,7 +6,7 @@ import json
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from operator import itemgetter
 from typing import Any
@@ -142,12 +142,7 @@ class KafkaSender(Sender):
         if stored:
             self._outage.over()
             stored.sort(key=itemgetter(0))
-            start = 0
-            for end in range(1, len(stored) + 1):
-                if end == len(stored) or stored[end][0] != stored[end - 1][0] + 1:
-                    positions = [place for _, place in stored[start:end]]
-                    outcomes.append(Confirmed(stored[start][0], stored[end - 1][0], positions))
-                    start = end
+            outcomes += _confirmed(stored)
         if not self._confirms:
             outcomes = [outcome for outcome in outcomes if isinstance(outcome, Refused)]
         if outcomes:
@@ -188,6 +183,19 @@ class KafkaSender(Sender):
         while len(self._producer) and time.monotonic() < give_up:
             time.sleep(0.01)
         self._events.disconnected(self._over or "")
+
+
+def _confirmed(stored: Sequence[tuple[int, Position]]) -> Iterator[Confirmed]:
+    """As few ranges as the numbers, ascending, allow."""
+    first, last = stored[0][0], stored[-1][0]
+    if last - first == len(stored) - 1:
+        yield Confirmed(first, last, [place for _, place in stored])
+        return
+    start = 0
+    for end in range(1, len(stored) + 1):
+        if end == len(stored) or stored[end][0] != stored[end - 1][0] + 1:
+            yield Confirmed(stored[start][0], stored[end - 1][0], [place for _, place in stored[start:end]])
+            start = end
 
 
 def _pack(headers: Any, packed: list[tuple[str, str | bytes]]) -> None:

@@ -239,7 +239,7 @@ def _open(story: Story, spec: CheckSpec) -> None:
         seed=story.seed,
         needs_fault=spec.needs_fault,
         subscriptions=list(spec.subscriptions),
-        witness=spec.witness_for(story.producer_guarantee, story.guarantee),
+        witness=spec.witness_for(story.producer_guarantee, story.guarantee, story.properties),
         asked=spec.asked,
         versions=story.target.versions,
     )

@@ -34,6 +34,7 @@ class CheckSpec:
     - `subscriptions`: those that owe every confirmed message.
     - `claimed_if`: whether a plugin of these properties states anything here; what it does not state is observed
       and not judged.
+    - `witness_if`: whether a plugin of these properties owes the witness even where it claims only `possible`.
     """
 
     name: str
@@ -47,6 +48,7 @@ class CheckSpec:
     trials: int = 3
     subscriptions: tuple[str, ...] = ("work",)
     claimed_if: Callable[[Properties], bool] = lambda properties: True
+    witness_if: Callable[[Properties], bool] = lambda properties: True
 
     def pairs(self, capabilities: Capabilities) -> list[tuple[str, str]]:
         """The (producer, consumer) guarantees to run at: every one that the target offers at the varying end."""
@@ -59,10 +61,10 @@ class CheckSpec:
             found += [(_AT_LEAST_ONCE, consumer) for consumer in consumers]
         return list(dict.fromkeys(found))
 
-    def witness_for(self, producer: str, consumer: str) -> str | None:
+    def witness_for(self, producer: str, consumer: str, properties: Properties) -> str | None:
         """What must be seen at this pair of guarantees."""
         varying = producer if self.varies == "producer" else consumer
-        return self.witness.get(varying)
+        return self.witness.get(varying) if self.witness_if(properties) else None
 
 
 def check(

@@ -59,7 +59,7 @@ def _unroutable(story: Story) -> None:
 def _cause_of_refusal(story: Story, topic: str, body: bytes) -> str:
     """How a send ends that cannot succeed: the cause of the refusal, or what was said instead."""
     try:
-        with story.target.connect() as broker:
+        with story.connect() as broker:
             with broker.producer(topic, guarantee=story.producer_guarantee, delivery_timeout=_WAIT) as producer:
                 producer.send(body).result(timeout=_WAIT + 5.0)
     except SendRefused as refused:

@@ -41,10 +41,7 @@ from brokerkit.local.progress import Report
 
 VERSION = "4.4.0"
 ARTIFACTS = (f"org.apache.kafka:kafka_2.13:{VERSION}", "org.slf4j:slf4j-simple:1.7.36")
-FAST = {
-    "client.session.timeout.ms": "3000",
-    "client.heartbeat.interval.ms": "500",
-}
+FAST = {"session_timeout": "3"}
 USER = "brokerkit"
 PORTS = 4
 """Per node: clients, clients through a proxy, other nodes, controllers."""

@@ -163,8 +163,8 @@ def examine(history: History) -> Findings:
         faults=tuple(view.faults),
         drain=view.drain,
         gaps=tuple(gaps(history)),
-        broken=tuple(_sentence(event) for event in history.of("expect", "fail") if not event.get("witness")),
-        unwitnessed=tuple(_sentence(event) for event in history.of("expect", "fail") if event.get("witness")),
+        broken=tuple(_sentences(event for event in history.of("expect", "fail") if not event.get("witness"))),
+        unwitnessed=tuple(_sentences(event for event in history.of("expect", "fail") if event.get("witness"))),
     )
 
 
@@ -710,6 +710,12 @@ def _recovery(view: _View, effects: Sequence[Event]) -> float | None:
     return round(max(known), 3) if known else None
 
 
-def _sentence(event: Event) -> str:
-    got = event.get("got")
-    return f"{event.get('what', 'an expectation')}: got {got}" if got is not None else str(event.get("what"))
+def _sentences(expectations: Iterable[Event]) -> Iterator[str]:
+    """One sentence for each thing expected, however often it failed."""
+    by_what: dict[str, list[Event]] = defaultdict(list)
+    for event in expectations:
+        by_what[str(event.get("what", "an expectation"))].append(event)
+    for what, events in by_what.items():
+        got = events[0].get("got")
+        often = f" ({len(events)} times)" if len(events) > 1 else ""
+        yield f"{what}: {'no' if got in (None, '') else f'got {got}'}{often}"

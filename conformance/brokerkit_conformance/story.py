@@ -15,6 +15,7 @@ from typing import Any, Literal, NoReturn, Self
 
 from brokerkit.errors import BrokerkitError
 from brokerkit.guarantees import Claim, Claims, Properties
+from brokerkit_conformance.actors.stage import adapted
 from brokerkit_conformance.actors.supervise import Actor
 from brokerkit_conformance.faults import CannotInduce
 from brokerkit_conformance.faults.proxy import Proxy, Rule
@@ -104,6 +105,10 @@ class Story:
             broker.declare(topic, names, **options)
         if topic not in self._topics:
             self._topics.append(topic)
+
+    def connect(self) -> Any:
+        """The broker as the actors have it, inside the adapter, if any."""
+        return adapted(self.target.connect(), self._adapter)
 
     def depth(self, subscription: str = WORK, topic: str | None = None) -> int | None:
         """What is left of a subscription; None when the broker does not tell now."""

@@ -43,10 +43,7 @@ class Stage:
     def connect(self) -> Any:
         """The broker of the specification, inside the adapter that it names, if any."""
         broker = brokerkit.connect(self.spec["url"], on_event=self.event, **self.spec.get("settings", {}))
-        if adapter := self.spec.get("adapter"):
-            module, _, function = adapter.partition(":")
-            return getattr(importlib.import_module(module), function)(broker)
-        return broker
+        return adapted(broker, self.spec.get("adapter"))
 
     def say(self, *words: object) -> None:
         os.write(1, (" ".join(str(word) for word in words) + "\n").encode())
@@ -79,6 +76,14 @@ def _lines() -> Iterator[bytes]:
         *lines, rest = (rest + data).split(b"\n")
         yield from lines
     os._exit(70)
+
+
+def adapted(broker: Any, adapter: str | None) -> Any:
+    """The broker inside the adapter of that name (`module:function`), if any."""
+    if adapter is None:
+        return broker
+    module, _, function = adapter.partition(":")
+    return getattr(importlib.import_module(module), function)(broker)
 
 
 def _die_with_parent() -> None:

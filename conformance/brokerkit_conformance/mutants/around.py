@@ -1,0 +1,101 @@
+"""Thin shells around a driver and its sessions: everything passes through, until a mutant changes one thing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from brokerkit.broker import Broker
+from brokerkit.driver import Driver, Incoming, Nack, Outcome, Reject, Settled, Settlement, Token
+
+
+class Shell:
+    """Whatever is not defined here is asked of what is inside."""
+
+    def __init__(self, inside: Any) -> None:
+        self.inside = inside
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inside, name)
+
+
+class SenderShell(Shell):
+    """Around a Sender. `outcomes` tells the layer; `told` is what the driver tells."""
+
+    def __init__(self, outcomes: Callable[[Sequence[Outcome]], None]) -> None:
+        super().__init__(None)
+        self.outcomes = outcomes
+
+    def told(self, outcomes: Sequence[Outcome]) -> None:
+        self.outcomes(outcomes)
+
+
+class ReceiverShell(Shell):
+    """Around a Receiver. `settled` tells the layer; `told` is what the driver tells."""
+
+    def __init__(self, settled: Settled) -> None:
+        super().__init__(None)
+        self.settled = settled
+        self.reopen: Callable[[], None] = lambda: None
+        """Puts a new session of the driver inside."""
+
+    def told(self, settlements: Sequence[Settlement]) -> None:
+        self.settled(settlements)
+
+    def events(self, events: Any) -> Any:
+        """What the driver gets to tell its events to."""
+        return events
+
+    def receive(self, max_messages: int, timeout: float) -> Sequence[Incoming]:
+        return self.inside.receive(max_messages, timeout)  # type: ignore[no-any-return]
+
+    def settle(self, acks: Sequence[Token] = (), nacks: Sequence[Nack] = (), rejects: Sequence[Reject] = ()) -> None:
+        self.inside.settle(acks, nacks, rejects)
+
+
+class DriverShell(Shell):
+    """Around a Driver: puts its sessions into shells of these kinds."""
+
+    def __init__(
+        self,
+        inside: Driver,
+        sender: type[SenderShell] | None = None,
+        receiver: type[ReceiverShell] | None = None,
+    ) -> None:
+        super().__init__(inside)
+        self._sender = sender
+        self._receiver = receiver
+
+    def sender(self, topic: str, guarantee: Any, outcomes: Any, events: Any, **options: Any) -> Any:
+        if self._sender is None:
+            return self.inside.sender(topic, guarantee, outcomes, events, **options)
+        shell = self._sender(outcomes)
+        shell.inside = self.inside.sender(topic, guarantee, shell.told, events, **options)
+        return shell
+
+    def receiver(
+        self, topics: Any, subscription: Any, guarantee: Any, settled: Any, events: Any, **options: Any
+    ) -> Any:
+        if self._receiver is None:
+            return self.inside.receiver(topics, subscription, guarantee, settled, events, **options)
+        shell = self._receiver(settled)
+        told = shell.events(events)
+
+        def reopen() -> None:
+            shell.inside = self.inside.receiver(topics, subscription, guarantee, shell.told, told, **options)
+
+        shell.reopen = reopen
+        reopen()
+        return shell
+
+
+def broken(
+    broker: Broker, *, sender: type[SenderShell] | None = None, receiver: type[ReceiverShell] | None = None
+) -> Broker:
+    """The broker, with its driver's sessions in these shells."""
+    broker.driver = DriverShell(broker.driver, sender, receiver)  # type: ignore[assignment]
+    return broker
+
+
+def tokens(nacks: Iterable[Nack]) -> list[Token]:
+    return [nack.token for nack in nacks]

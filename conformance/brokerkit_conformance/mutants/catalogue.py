@@ -1,0 +1,94 @@
+"""Every mutant, with the target, the check and the guarantees at which it must be caught, and the words of why."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+from brokerkit_conformance.cell import Cell
+from brokerkit_conformance.mutants import harness
+
+ALO = "at_least_once"
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """`name` is a function of `adapters` or of `harness`. `verdict` and `reason` (a pattern) are what the check
+    `caught_by` must come to; any other end, held above all, means that the suite is broken."""
+
+    name: str
+    caught_by: str
+    verdict: Literal["violated", "not witnessed", "inconclusive"]
+    reason: str
+    target: str = "sqlite"
+    guarantee: str = ALO
+    producer_guarantee: str = ALO
+    kind: Literal["adapter", "harness"] = "adapter"
+
+    @property
+    def id(self) -> str:
+        return f"{self.name}-on-{self.target}-caught-by-{self.caught_by}"
+
+    @property
+    def adapter(self) -> str | None:
+        """What actors are told to put around their broker."""
+        return f"brokerkit_conformance.mutants.adapters:{self.name}" if self.kind == "adapter" else None
+
+    def at_work(self) -> AbstractContextManager[None]:
+        """The context in which the suite is broken; of an adapter, one in which it is not."""
+        broken: Callable[[], AbstractContextManager[None]] = (
+            getattr(harness, self.name) if self.kind == "harness" else nullcontext
+        )
+        return broken()
+
+    def escaped(self, cell: Cell) -> str:
+        """Why `cell` does not show that this mutant was caught, and for its reason; empty when it does."""
+        if cell.verdict != self.verdict:
+            return f"{self.name} escaped: {cell.check} says {cell.verdict} ({cell.reason})"
+        if not re.search(self.reason, cell.reason):
+            return f"{self.name} was caught for another reason: {cell.reason}"
+        return ""
+
+
+def _harness(name: str, caught_by: str, verdict: str, reason: str, target: str = "sqlite") -> Mutant:
+    return Mutant(name, caught_by, verdict, reason, target, kind="harness")  # type: ignore[arg-type]
+
+
+_STOOD = r"does not say that it stood there"
+_LOST = r"\d+ lost, and the claim says never"
+
+MUTANTS = [
+    Mutant("acks_before_processing", "consumer_killed_before_processing", "violated", _LOST),
+    Mutant("ack_does_nothing", "clean_shutdown", "violated", r"effected twice|reported as done and not done"),
+    Mutant("commits_the_highest", "consumer_killed_before_processing", "violated", _LOST),
+    Mutant("late_ack_reported_settled", "consumer_frozen", "violated", r"late ack"),
+    Mutant("drops_prefetched_on_close", "clean_shutdown", "violated", _LOST),
+    Mutant("swallows_exceptions_and_acks", "nack_delay", "violated", r"given back comes again|" + _LOST),
+    Mutant("dedups_by_body", "bodies_and_headers", "violated", _LOST),
+    Mutant("confirmed_on_write", "producer_killed", "violated", _LOST),
+    Mutant("ignores_returns", "send_refused", "violated", r"refused as unroutable: got confirmed"),
+    _harness("kill_is_sigterm", "consumer_killed_before_ack", "inconclusive", r"that was no SIGKILL"),
+    _harness("barrier_never_reached", "consumer_killed_before_ack", "inconclusive", r"did not say AT"),
+    _harness("strikes_without_waiting", "consumer_killed_before_ack", "inconclusive", _STOOD),
+    _harness("reader_dedups", "consumer_killed_before_ack", "not witnessed", r"no message was duplicated"),
+    _harness("reader_stops_at_the_count", "consumer_killed_before_ack", "inconclusive", r"the drain read for"),
+    _harness("journal_loses_its_last_line", "consumer_killed_before_ack", "inconclusive", _STOOD),
+    _harness("proxy_matches_nothing", "confirm_lost", "inconclusive", r"came by the proxy", "rabbitmq"),
+    *(
+        mutant
+        for target in ("rabbitmq", "kafka")
+        for mutant in (
+            Mutant("acks_before_processing", "consumer_killed_before_processing", "violated", _LOST, target),
+            Mutant("commits_the_highest", "consumer_killed_before_processing", "violated", _LOST, target),
+            Mutant("drops_prefetched_on_close", "clean_shutdown", "violated", _LOST, target),
+        )
+    ),
+    Mutant("old_tag_on_a_new_channel", "ack_lost_back_at_once", "violated", r".", "rabbitmq"),
+    Mutant("ignores_returns", "send_refused", "violated", r"refused as unroutable: got confirmed", "rabbitmq"),
+    Mutant("retries_with_a_fresh_id", "confirm_lost", "violated", r"nobody sent it", "rabbitmq"),
+    Mutant("confirmed_on_write", "producer_killed", "violated", _LOST, "rabbitmq"),
+    Mutant("confirmed_on_write", "producer_killed", "violated", _LOST, "kafka"),
+]

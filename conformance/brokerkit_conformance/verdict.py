@@ -168,7 +168,12 @@ _SEVERITY = [
 
 def _violations(asked: Question, found: Findings) -> tuple[list[Anomaly], list[str]]:
     against: list[Anomaly] = []
-    reasons = list(found.broken)
+    reasons: list[str] = []
+    for kind, word in JUDGED:
+        some = found.of(kind)
+        if some and asked.claim is not None and _likelihood(asked.claim, word) is NEVER:
+            against += some
+            reasons.append(f"{_many(some, kind)}, and the claim says never ({some[0].id}: {some[0].detail})")
     for kind in UNCONDITIONAL:
         if some := found.of(kind):
             against += some
@@ -176,17 +181,11 @@ def _violations(asked: Question, found: Findings) -> tuple[list[Anomaly], list[s
     if found.drain.complete and (some := found.of(Kind.STALLED)):
         against += some
         reasons.append(some[0].detail)
-    if asked.claim is None:
-        return against, reasons
-    for kind, word in JUDGED:
-        some = found.of(kind)
-        if some and _likelihood(asked.claim, word) is NEVER:
-            against += some
-            reasons.append(f"{_many(some, kind)}, and the claim says never ({some[0].id}: {some[0].detail})")
+    reasons += found.broken
     reasons += [
         f"the plugin claims {note}: a claim names its condition"
         for note in exceptions(asked)
-        if not asked.claim.condition
+        if asked.claim is not None and not asked.claim.condition
     ]
     return against, reasons
 

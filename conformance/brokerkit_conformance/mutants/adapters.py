@@ -24,12 +24,16 @@ def acks_before_processing(broker: Broker) -> Broker:
             received = super().receive(max_messages, timeout)
             if received:
                 super().settle([one.token for one in received])
+                self.inside.flush(2.0)
             return received
 
         def settle(
             self, acks: Sequence[Token] = (), nacks: Sequence[Nack] = (), rejects: Sequence[Reject] = ()
         ) -> None:
             self.settled([Settlement([*acks, *tokens(nacks)], End.SETTLED)])
+
+        def flush(self, timeout: float) -> None:
+            """There is nothing left to ask for."""
 
         def extend(self, held: Sequence[Token], seconds: float) -> None:
             """There is nothing left to renew."""

@@ -156,11 +156,7 @@ class RunningBroker(LocalBroker):
 
     def upstream(self) -> list[tuple[str, int]]:
         _, _, hosts = urlsplit(os.environ[self.variable]).netloc.rpartition("@")
-        found = []
-        for host in hosts.split(","):
-            name, _, port = host.partition(":")
-            found.append((name or "localhost", int(port or self._default_port)))
-        return found
+        return [self._address(host) for host in hosts.split(",")]
 
     def pids(self) -> list[int]:
         return []
@@ -182,6 +178,12 @@ class RunningBroker(LocalBroker):
 
     def stop(self) -> None:
         """Leaves it running: it is not ours."""
+
+    def _address(self, text: str) -> tuple[str, int]:
+        match = re.fullmatch(r"(?:\[([^\]]*)\]|([^:]*))(?::(\d*))?", text)
+        if match is None:
+            raise StartFailed(f"{self.variable} names a host that is none: {text!r}")
+        return match[1] or match[2] or "localhost", int(match[3] or self._default_port)
 
     def _not_ours(self, verb: str) -> None:
         raise NotSupported(f"{self.name} at {self.variable} was not started here and cannot be {verb}")

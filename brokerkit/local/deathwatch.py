@@ -50,31 +50,43 @@ def end_marked(variable: str, value: str, timeout: float = 10.0) -> bool:
         time.sleep(0.05)
 
 
-def watch(owner: int, token: str) -> None:
-    """Waits until the owner is gone, then ends its processes and removes its files."""
-    groups: set[int] = set()
-    paths: set[str] = set()
-    pending = b""
-    while os.getppid() == owner:
-        if not select.select([0], [], [], 0.5)[0]:
-            continue
+class Told:
+    """What the owner has said so far."""
+
+    def __init__(self) -> None:
+        self.groups: set[int] = set()
+        self.paths: set[str] = set()
+        self._pending = b""
+
+    def read(self) -> bool:
+        """Takes in what is in the pipe; False at its end."""
         data = os.read(0, 65536)
-        if not data:
-            break
-        *lines, pending = (pending + data).split(b"\n")
+        *lines, self._pending = (self._pending + data).split(b"\n")
         for line in lines:
             verb, _, argument = line.decode("utf-8", "surrogateescape").partition(" ")
             if verb == "group":
-                groups.add(int(argument))
+                self.groups.add(int(argument))
             elif verb == "remove":
-                paths.add(argument)
+                self.paths.add(argument)
             elif verb == "keep":
-                paths.discard(argument)
+                self.paths.discard(argument)
+        return bool(data)
+
+
+def watch(owner: int, token: str) -> None:
+    """Waits until the owner is gone, then ends its processes and removes its files."""
+    told = Told()
+    # What the owner wrote before it went must be read, also if it went before this program was up.
+    while os.getppid() == owner or select.select([0], [], [], 0)[0]:
+        if select.select([0], [], [], 0.5)[0] and not told.read():
+            break
     if not os.path.isdir("/proc/self"):
-        for group in groups:
+        for group in told.groups:
             _kill(os.killpg, group)
     end_marked(MARK, token)
-    for path in paths:
+    time.sleep(0.3)  # a child that the owner had forked and that was not yet its program
+    end_marked(MARK, token)
+    for path in told.paths:
         _remove(path)
 
 

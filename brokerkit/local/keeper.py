@@ -82,8 +82,8 @@ def keeper() -> Keeper:
 @contextmanager
 def temporary_directory(prefix: str = "brokerkit-") -> Iterator[Path]:
     """A directory that is removed on leaving, and also when the owner is killed."""
-    path = Path(tempfile.mkdtemp(prefix=prefix))
     watch = keeper()
+    path = Path(tempfile.mkdtemp(prefix=prefix))
     watch.remove(path)
     try:
         yield path

@@ -38,6 +38,9 @@ _BARRIER = 0.05
 """Seconds between two questions whether what was sent has been taken."""
 
 _TAG = struct.Struct(">QB").unpack_from
+_CLOSING = 0.25
+"""Seconds without new deliveries after some were given back unstarted."""
+
 _METHOD = struct.Struct(">BHIHHQBB").pack
 ACK, REJECT, NACK = 80, 90, 120
 
@@ -178,7 +181,9 @@ class RabbitReceiver(Receiver):
         after = 1 + method[0]
         tag, redelivered = _TAG(method, after)
         self._high = tag
-        if self._giving_back or (len(body) > self._heavy_from and self._too_heavy(tag, len(body))):
+        if self._giving_back:
+            return
+        if len(body) > self._heavy_from and self._too_heavy(tag, len(body)):
             self._write(NACK, tag, 2)
             self._done.add(tag)
         elif redelivered and self._most_once:
@@ -213,12 +218,18 @@ class RabbitReceiver(Receiver):
     def _lighter(self, tags: Iterable[int]) -> None:
         for tag in tags:
             self._weight -= self._heavy.pop(tag, 0)
-        if self._paused and self._weight <= self._bound // 2 and not self._giving_back:
-            self._paused = False
+        self._resume()
+
+    def _resume(self) -> None:
+        """Lets the flow go on, with a window that the sizes seen fit into."""
+        if not self._paused or self._giving_back or self._weight > self._bound // 2 or self._session.over is not None:
+            return
+        self._paused = False
+        if self._heaviest > self._heavy_from:
             self._window = max(1, min(self._window, self._bound // self._heaviest // len(self._queues)))
-            self._ask(lambda _: None)
-            for topic, queue in self._queues.items():
-                self._consume(topic, queue, self._session.channel, lambda _: None)
+        self._ask(lambda _: None)
+        for topic, queue in self._queues.items():
+            self._consume(topic, queue, self._session.channel, lambda _: None)
 
     def _on_cancel(self, _: Any) -> None:
         reason = (
@@ -244,22 +255,38 @@ class RabbitReceiver(Receiver):
         if self._session.over is not None:
             self._report_lost()
             return
-        returned: list[int] = []
+        failed: list[int] = []
+        unstarted: list[int] = []
         while self._settles:
             acks, nacks = self._settles.popleft()
             self._acks.update(acks)
             for nack in nacks:
-                # 4.3 counts a reject as a failed attempt and a nack not; older ones count both.
-                if nack.unstarted:
-                    self._write(NACK, nack.token, 2)
-                else:
-                    self._write(REJECT, nack.token, 1)
-                returned.append(nack.token)
-        self._done.update(returned)
-        self._tell_sent([*returned, *self._ack_prefix()])
+                (unstarted if nack.unstarted else failed).append(nack.token)
+        # 4.3 counts a reject as a failed attempt and a nack not; older ones count both.
+        for tag in failed:
+            self._write(REJECT, tag, 1)
+        self._done.update(failed)
+        self._tell_sent([*failed, *self._ack_prefix()])
+        if unstarted:
+            self._return_unstarted(unstarted)
         if self._acks and not self._gap_due:
             self._gap_due = True
             self._session.connection.ioloop.call_later(_GAP, self._on_gap)
+
+    def _return_unstarted(self, tags: list[int]) -> None:
+        """Gives back in one method where nobody holds an earlier delivery. The flow stops meanwhile, or the same
+        deliveries would come back here; usually the consumer is closing."""
+        self._pause()
+        self._session.connection.ioloop.call_later(_CLOSING, self._resume)
+        self._close_gaps()
+        known = set(tags)
+        if all(tag in known or tag in self._done for tag in range(self._low, max(tags) + 1)):
+            self._write(NACK, max(tags), 3)
+        else:
+            for tag in tags:
+                self._write(NACK, tag, 2)
+        self._done.update(tags)
+        self._tell_sent(tags)
 
     def _ack_prefix(self) -> list[int]:
         """One ack for everything up to the first delivery that is not settled."""
@@ -324,16 +351,24 @@ class RabbitReceiver(Receiver):
         self._session.channel.basic_qos(prefetch_count=self._window, callback=answer)
 
     def _give_back(self, channel: Any, answered: Callable[[Any], None]) -> None:
-        """Returns what nobody looked at, stops the flow, and waits until the broker has taken it all."""
+        """Stops the flow, returns what nobody looked at, and waits until the broker has taken it all.
+
+        The order matters on quorum queues. Beyond 32 single settlements the broker's channel keeps the rest to itself
+        for a moment, and drops them when it closes, answered or not. A cancel goes through the queue, so what came
+        before it is out of the channel at the next answer; the rest is given back in one method.
+        """
         self._giving_back = True
         self._drain()
         self._close_gaps()
-        while self._buffer:
-            tag = self._buffer.popleft().token
-            self._write(NACK, tag, 2)
-            self._done.add(tag)
+
+        def stopped(_: Any) -> None:
+            self._buffer.clear()
+            if self._high >= self._low:
+                self._write(NACK, self._high, 3)
+            self._ask(answered)
+
         self._pause()
-        self._ask(answered)
+        self._ask(stopped)
 
     def ended(self, reason: str) -> None:
         """The session is over: everything handed in gets its end. On the I/O thread."""

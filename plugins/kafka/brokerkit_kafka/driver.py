@@ -63,6 +63,8 @@ from brokerkit_kafka.settings import Config, KafkaSettings
 
 T = TypeVar("T")
 
+_PATIENCE = 20.0
+"""Seconds that coordinators and leaders are given to take office."""
 _NATIVE = {"partitions", "replication", "min_insync", "config", "group"}
 
 
@@ -209,12 +211,14 @@ class KafkaDriver(Driver):
         self._begin_at(group, places)
 
     def _begin_at(self, group: str, places: list[TopicPartition]) -> None:
-        deadline = time.monotonic() + 20.0
+        deadline = time.monotonic() + _PATIENCE
         doing = f"committing the start of group {group!r}"
         while True:
             asked = [ConsumerGroupTopicPartitions(group, places)]
             try:
-                done = self._await(self._admin().alter_consumer_group_offsets(asked)[group], 10.0, doing)
+                client = self._admin()
+                future = client.alter_consumer_group_offsets(asked, request_timeout=3)[group]
+                done = self._await(future, 5.0, doing)
                 failed = [place.error for place in done.topic_partitions if place.error is not None]
                 if not failed:
                     return
@@ -390,7 +394,8 @@ class KafkaDriver(Driver):
         asked = [ConsumerGroupTopicPartitions(group, [TopicPartition(topic, number) for number in range(partitions)])]
 
         def ask() -> Future[Any]:
-            return self._admin().list_consumer_group_offsets(asked, require_stable=True)[group]
+            client = self._admin()
+            return client.list_consumer_group_offsets(asked, require_stable=True, request_timeout=3)[group]
 
         found = self._persist(ask, f"reading the offsets of group {group!r}")
         failed = [place.error for place in found.topic_partitions if place.error is not None]
@@ -403,7 +408,7 @@ class KafkaDriver(Driver):
         doing = f"asking for the offsets of {topic!r}"
 
         def ask(place: TopicPartition) -> Callable[[], Future[Any]]:
-            return lambda: self._admin().list_offsets({place: spec}, request_timeout=10)[place]
+            return lambda: self._admin().list_offsets({place: spec}, request_timeout=3)[place]
 
         places = [TopicPartition(topic, number) for number in partitions]
         return {place.partition: self._persist(ask(place), doing).offset for place in places}
@@ -455,12 +460,12 @@ class KafkaDriver(Driver):
 
     def _persist(self, ask: Callable[[], Future[T]], doing: str) -> T:
         """For what coordinators and leaders answer only once they have taken office."""
-        deadline = time.monotonic() + 10.0
+        deadline = time.monotonic() + _PATIENCE
         while True:
             try:
-                return self._await(ask(), max(0.1, deadline - time.monotonic()), doing)
+                return self._await(ask(), 3.0, doing)
             except ConnectionLost:
-                if time.monotonic() > deadline - 0.2:
+                if time.monotonic() > deadline:
                     raise
                 time.sleep(0.1)
 

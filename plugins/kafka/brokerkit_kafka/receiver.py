@@ -31,11 +31,24 @@ from brokerkit_kafka.outage import Outage
 
 COMMIT_EVERY = 0.1
 """Seconds between two commits at most, while there is something to commit."""
+SLICE = 0.02
+"""Seconds of one poll: what other threads have noted down waits no longer."""
 _MASK = (1 << SHIFT) - 1
 _IDLE_POLL = 0.5
 """Seconds without room before partitions are paused: pausing throws away what librdkafka has fetched ahead."""
+_STASH = 100
+"""Messages taken from librdkafka aside while the layer wants none, before partitions are paused."""
 _LOOK_AHEAD = 1000
 """Delayed messages of a retry partition that are kept in memory, so that short delays pass long ones."""
+
+_NOT_OURS = {
+    KafkaError.ILLEGAL_GENERATION,
+    KafkaError.UNKNOWN_MEMBER_ID,
+    KafkaError.FENCED_INSTANCE_ID,
+    KafkaError.STALE_MEMBER_EPOCH,
+    KafkaError.REBALANCE_IN_PROGRESS,
+}
+"""Answers that say for certain that a commit was not taken."""
 
 Starts = Callable[[Sequence[TopicPartition], float], Mapping[tuple[str, int], tuple[int, str]]]
 """Where partitions go on, and the settings text to repeat in their commits. Raises PositionLost."""
@@ -45,6 +58,9 @@ class KafkaReceiver(Receiver):
     """Commits are asynchronous, one at a time, at most every `COMMIT_EVERY` seconds, always the contiguous prefix
     of a partition that is assigned at that moment. librdkafka's callbacks (assignment, commit answers, errors)
     run inside `receive`, or inside `flush` when nobody receives any more.
+
+    Only the thread that holds `_polling` calls the client: a call from another thread waits for callbacks to end,
+    and callbacks wait for `_lock`. `settle` therefore only takes notes.
     """
 
     def __init__(
@@ -81,6 +97,7 @@ class KafkaReceiver(Receiver):
         self._committed_at = 0.0
         self._revoking = False
         self._quiet = False
+        self._hurry = False
         self._closed = False
         self._failure: BrokerkitError | None = None
         self._over: str | None = None
@@ -103,24 +120,17 @@ class KafkaReceiver(Receiver):
             while True:
                 self._received_at = time.monotonic()
                 self._commit_if_due()
+                wait = max(0.0, min(deadline - self._received_at, SLICE))
                 if max_messages == 0:
                     found: list[KafkaIncoming] = []
-                    self._keep_alive(min(timeout, 0.5))
+                    self._keep_alive(wait)
                 else:
                     self._pause_all(False)
                     found = self._again(max_messages)
-                    found += self._fetch(max_messages - len(found), 0.0 if found else self._patience(deadline))
+                    found += self._fetch(max_messages - len(found), 0.0 if found else wait)
                 self._check()
                 if found or time.monotonic() >= deadline:
                     return found
-
-    def _patience(self, deadline: float) -> float:
-        """How long to wait for a message: until the deadline, a delayed message is due, or a commit is."""
-        now = time.monotonic()
-        left = min(deadline - now, 0.5)
-        if self._waiting:
-            left = min(left, 0.05)
-        return max(0.0, left)
 
     def _fetch(self, room: int, wait: float) -> list[KafkaIncoming]:
         consumer = self._consumer
@@ -180,8 +190,6 @@ class KafkaReceiver(Receiver):
     def _wait(self, lane: Lane, incoming: KafkaIncoming, due: float) -> None:
         lane.wait(incoming, due)
         self._waiting.add(lane)
-        if lane.ordered or len(lane.waiting) >= _LOOK_AHEAD:
-            self._pause(lane, True)
 
     def _again(self, room: int) -> list[KafkaIncoming]:
         """Messages whose time to be handed out again has come."""
@@ -193,24 +201,30 @@ class KafkaReceiver(Receiver):
             for lane in list(self._waiting):
                 while len(found) < room and (incoming := lane.due(now)) is not None:
                     found.append(incoming)
+                self._pause(lane, self._blocked(lane))
                 if not lane.waiting:
                     self._waiting.discard(lane)
-                if not lane.waiting or (lane.retried and len(lane.waiting) < _LOOK_AHEAD):
-                    self._pause(lane, False)
         return found
 
     def _keep_alive(self, timeout: float) -> None:
         """The layer wants nothing. For a moment nothing need be done; then partitions pause and polling goes on."""
-        if not self._all_paused and time.monotonic() - self._polled_at < _IDLE_POLL:
-            if timeout:
-                time.sleep(min(timeout, 0.05))
+        if self._all_paused or time.monotonic() - self._polled_at > _IDLE_POLL or len(self._stash) > _STASH:
+            self._pause_all(True)
+        elif not self._asking():
+            time.sleep(timeout)
             return
-        self._pause_all(True)
-        self._polled_at = time.monotonic()
+        self._polled_at = self._polled_at if self._asking() else time.monotonic()
+        self._poll_aside(timeout)
+
+    def _poll_aside(self, timeout: float) -> None:
+        """Runs callbacks; a message that comes along waits for the next `receive`."""
         native = self._consumer.poll(timeout)
         if native is not None:
-            with self._lock:
-                self._stash.append(native)
+            self._stash.append(native)
+
+    def _asking(self) -> bool:
+        with self._lock:
+            return any(lane.asked is not None for lane in self._lanes.values())
 
     def _pause_all(self, paused: bool) -> None:
         if self._all_paused != paused:
@@ -269,7 +283,6 @@ class KafkaReceiver(Receiver):
         for nack in nacks:
             if not nack.unstarted:
                 self._hand_out_later(nack)
-        self._commit_if_due()
 
     def _give_back(self, nack: Nack, back: list[Token], lost: list[Token]) -> None:
         lane = self._by_number.get(nack.token >> SHIFT)
@@ -298,36 +311,26 @@ class KafkaReceiver(Receiver):
 
     def flush(self, timeout: float) -> None:
         deadline = time.monotonic() + timeout
-        with self._changed:
-            self._commit()
         while not self._answered() and not self._revoking and self._over is None:
             left = deadline - time.monotonic()
             if left <= 0:
                 return
+            self._hurry = True
             if time.monotonic() - self._received_at > 0.2 and self._polling.acquire(blocking=False):
+                self._quiet = True
                 try:
-                    self._poll_quietly(min(left, 0.05))
+                    self._commit_if_due()
+                    self._poll_aside(min(left, SLICE))
                 finally:
+                    self._quiet = False
                     self._polling.release()
             else:
                 with self._changed:
-                    self._changed.wait(min(left, 0.02))
-            self._commit()
+                    self._changed.wait(min(left, SLICE))
 
     def _answered(self) -> bool:
         with self._lock:
             return not any(lane.asked is not None or lane.advance() for lane in self._lanes.values())
-
-    def _poll_quietly(self, timeout: float) -> None:
-        """Runs callbacks when the layer does not receive any more; nothing is handed out."""
-        self._quiet = True
-        try:
-            native = self._consumer.poll(timeout)
-        finally:
-            self._quiet = False
-        if native is not None:
-            with self._lock:
-                self._stash.append(native)
 
     def _report(self, *ends: tuple[Sequence[Token], End, str]) -> None:
         settlements = [Settlement(*end) for end in ends if end[0]]
@@ -337,25 +340,23 @@ class KafkaReceiver(Receiver):
     # ------------------------------------------------------------ commits
 
     def _commit_if_due(self) -> None:
-        if time.monotonic() - self._committed_at >= COMMIT_EVERY:
-            self._commit()
-
-    def _commit(self) -> None:
         """Asks for what is new since the last commit, of every lane whose last one is answered."""
+        now = time.monotonic()
+        if not self._hurry and now - self._committed_at < COMMIT_EVERY:
+            return
+        self._hurry = False
         with self._lock:
-            if self._over is not None or self._revoking:
-                return
             offsets = [self._mark(lane) for lane in self._lanes.values() if lane.asked is None and lane.advance()]
-            if not offsets:
-                return
-            self._committed_at = time.monotonic()
-            try:
-                self._consumer.commit(offsets=offsets, asynchronous=True)
-            except KafkaException as error:
-                for lane in self._lanes.values():
-                    lane.asked = None
-                if error.args[0].code() != KafkaError._STATE:
-                    self._outage.seen(error.args[0])
+        if not offsets:
+            return
+        self._committed_at = now
+        try:
+            self._consumer.commit(offsets=offsets, asynchronous=True)
+        except KafkaException as error:  # asked again, for as long as the partitions are ours
+            self._outage.seen(error.args[0])
+            with self._lock:
+                for place in offsets:
+                    self._lanes[place.topic, place.partition].asked = None
 
     @staticmethod
     def _mark(lane: Lane) -> TopicPartition:
@@ -378,23 +379,12 @@ class KafkaReceiver(Receiver):
             self._outage.over()
             self._report((done, End.SETTLED, ""))
 
-    def _commit_finally(self, lanes: Sequence[Lane], timeout: float) -> None:
-        """The last commit of lanes that are given up, answered within `timeout` seconds or not at all."""
+    def _commit_finally(self, lanes: Sequence[Lane], commit: Callable[..., Sequence[TopicPartition] | None]) -> None:
+        """The last commit of lanes that are given up; `commit` returns None when there was no answer."""
         with self._lock:
             offsets = [self._mark(lane) for lane in lanes if lane.advance() or lane.asked is not None]
-        answer: list[Sequence[TopicPartition] | None] = []
-
-        def commit() -> None:
-            try:
-                answer.append(self._consumer.commit(offsets=offsets, asynchronous=False))
-            except (KafkaException, RuntimeError):
-                answer.append(None)
-
-        if offsets:
-            thread = threading.Thread(target=commit, name="brokerkit kafka last commit", daemon=True)
-            thread.start()
-            thread.join(timeout)
-        taken = {(p.topic, p.partition): p for p in (answer[0] if answer and answer[0] else ())}
+        answer = commit(offsets) if offsets else []
+        taken = {(p.topic, p.partition): p for p in answer or ()}
         done: list[Token] = []
         lost: list[Token] = []
         unknown: list[Token] = []
@@ -403,12 +393,33 @@ class KafkaReceiver(Receiver):
                 place = taken.get((lane.native_topic, lane.partition))
                 if place is not None and place.error is None:
                     done += lane.answered(place.offset)
-                (lost if answer or not offsets else unknown).extend(lane.unsettled())
+                (unknown if answer is None else lost).extend(lane.unsettled())
         self._report(
             (done, End.SETTLED, ""),
             (lost, End.LOST, "the partition went to another member before it could be committed"),
             (unknown, End.UNKNOWN, "the last commit was not answered"),
         )
+
+    def _commit_now(self, offsets: list[TopicPartition]) -> Sequence[TopicPartition] | None:
+        """Waits for the answer, at most `socket.timeout.ms`: callbacks may call the client from this thread only."""
+        try:
+            return self._consumer.commit(offsets=offsets, asynchronous=False)
+        except KafkaException as error:
+            return [] if error.args[0].code() in _NOT_OURS else None
+
+    def _commit_within(self, timeout: float) -> Callable[[list[TopicPartition]], Sequence[TopicPartition] | None]:
+        """The same from a thread of its own, for a close that must not take longer than `timeout` seconds."""
+
+        def commit(offsets: list[TopicPartition]) -> Sequence[TopicPartition] | None:
+            answers: list[Sequence[TopicPartition] | None] = []
+            thread = threading.Thread(
+                target=lambda: answers.append(self._commit_now(offsets)), name="brokerkit kafka commit", daemon=True
+            )
+            thread.start()
+            thread.join(timeout)
+            return answers[0] if answers else None
+
+        return commit
 
     # ------------------------------------------------------------ rebalances, inside poll
 
@@ -460,7 +471,7 @@ class KafkaReceiver(Receiver):
             try:
                 if not self._quiet and not self._closed:
                     self._events.revoked(names, self._revoke_timeout)
-                self._commit_finally(lanes, self._revoke_timeout)
+                self._commit_finally(lanes, self._commit_now)
             finally:
                 self._revoking = False
             if self._quiet:
@@ -510,7 +521,7 @@ class KafkaReceiver(Receiver):
             with self._lock:
                 lanes = list(self._lanes.values())
             if self._over is None and lanes:
-                self._commit_finally(lanes, max(0.1, deadline - time.monotonic()))
+                self._commit_finally(lanes, self._commit_within(max(0.1, deadline - time.monotonic())))
             self._forget(lanes)
             self._over = self._over or "the receiver was closed"
             # A member that cannot reach the broker takes long to leave; it is left behind in its thread.

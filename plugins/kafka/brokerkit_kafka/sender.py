@@ -81,7 +81,7 @@ class KafkaSender(Sender):
                     self._topic,
                     body,
                     None if key is None else key.encode("utf-8", "surrogateescape"),
-                    on_delivery=partial(self._done, number) if self._confirms else None,
+                    on_delivery=partial(self._done, number),
                     timestamp=published_at,
                     headers=packed,
                 )
@@ -152,6 +152,8 @@ class KafkaSender(Sender):
         code = error.code()
         if code in NOT_STORED:
             return Refused(number, number, NOT_STORED[code], error.str())
+        if code == KafkaError._MSG_TIMED_OUT and not self._confirms:  # written once, it would count as delivered
+            return Refused(number, number, Cause.UNREACHABLE, "it could not be written in time")
         if code == KafkaError._MSG_TIMED_OUT:
             return Unknown(number, number, Cause.TIMED_OUT, "no answer within the delivery timeout", retry=False)
         if code in (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT, KafkaError._DESTROY):

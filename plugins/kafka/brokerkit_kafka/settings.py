@@ -25,6 +25,61 @@ _OURS = {
 }
 
 
+_CONSUMER_ONLY = frozenset(
+    [
+        "auto.commit.interval.ms",
+        "check.crcs",
+        "coordinator.query.interval.ms",
+        "enable.auto.commit",
+        "enable.partition.eof",
+        "fetch.error.backoff.ms",
+        "fetch.max.bytes",
+        "fetch.message.max.bytes",
+        "fetch.min.bytes",
+        "fetch.queue.backoff.ms",
+        "fetch.wait.max.ms",
+        "group.instance.id",
+        "group.protocol.type",
+        "group.remote.assignor",
+        "heartbeat.interval.ms",
+        "isolation.level",
+        "max.partition.fetch.bytes",
+        "max.poll.interval.ms",
+        "queued.max.messages.kbytes",
+        "queued.min.messages",
+        "session.timeout.ms",
+    ]
+)
+_PRODUCER_ONLY = frozenset(
+    [
+        "acks",
+        "batch.num.messages",
+        "batch.size",
+        "compression.codec",
+        "compression.level",
+        "compression.type",
+        "delivery.timeout.ms",
+        "delivery.report.only.error",
+        "enable.gapless.guarantee",
+        "enable.idempotence",
+        "linger.ms",
+        "message.send.max.retries",
+        "message.timeout.ms",
+        "partitioner",
+        "queue.buffering.backpressure.threshold",
+        "queue.buffering.max.kbytes",
+        "queue.buffering.max.messages",
+        "queue.buffering.max.ms",
+        "queuing.strategy",
+        "request.required.acks",
+        "request.timeout.ms",
+        "retries",
+        "sticky.partitioning.linger.ms",
+        "transaction.timeout.ms",
+    ]
+)
+
+
 class KafkaSettings(Settings):
     """`partitions`, `replication` and `min_insync` are for topics that `declare` creates; replication is three
     where the cluster has as many nodes, and then two replicas must be in sync.
@@ -90,23 +145,33 @@ class Config:
         return frozenset(offered)
 
     def producer(self, guarantee: Guarantee, delivery_timeout: float) -> dict[str, Any]:
-        """At most once asks for no acknowledgement and never retries; the others are idempotent, acks=all."""
+        """At most once asks for no acknowledgement, never retries, and drops what it could not write within a second;
+        the others are idempotent, acks=all."""
         if guarantee not in self.offered():
             raise GuaranteeNotOffered(
                 f"{guarantee} needs acks=all and enable.idempotence=true, and at_least_once needs acks other than 0: "
                 "take client.acks and client.enable.idempotence out of the URL, or ask for less"
             )
         if guarantee is Guarantee.AT_MOST_ONCE:
-            promise: dict[str, Any] = {"acks": "0", "enable.idempotence": False, "message.send.max.retries": 0}
+            promise: dict[str, Any] = {
+                "acks": "0",
+                "enable.idempotence": False,
+                "message.send.max.retries": 0,
+                "message.timeout.ms": min(1000, max(1, int(delivery_timeout * 1000))),
+                "delivery.report.only.error": True,
+            }
         else:
-            promise = {"acks": "all", "enable.idempotence": True}
+            promise = {
+                "acks": "all",
+                "enable.idempotence": True,
+                "message.timeout.ms": max(1, int(delivery_timeout * 1000)),
+            }
         defaults = {
             "partitioner": "murmur2_random",
             "linger.ms": 5,
             "topic.metadata.propagation.max.ms": 5000,
-            "message.timeout.ms": max(1, int(delivery_timeout * 1000)),
         }
-        chosen = self.client
+        chosen = self._without(_CONSUMER_ONLY)
         if guarantee is Guarantee.AT_MOST_ONCE:
             chosen = {name: value for name, value in chosen.items() if name not in promise}
         return {**self._common, **defaults, **promise, **chosen}
@@ -121,7 +186,7 @@ class Config:
             "topic.metadata.refresh.interval.ms": 30_000,
             "queued.max.messages.kbytes": max(1024, min(prefetch_bytes // 1024, 65_536)),
             "isolation.level": "read_committed",
-            "socket.timeout.ms": 20_000,
+            "socket.timeout.ms": 10_000,
         }
         if settings.group_protocol == "classic":
             session = int(settings.session_timeout * 1000)
@@ -130,7 +195,7 @@ class Config:
             config["heartbeat.interval.ms"] = max(100, min(3000, session // 4))
         return {
             **config,
-            **self.client,
+            **self._without(_PRODUCER_ONLY),
             "group.id": group,
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
@@ -138,7 +203,11 @@ class Config:
         }
 
     def admin(self) -> dict[str, Any]:
-        return {**self._common, "socket.timeout.ms": 10_000, **self.client}
+        return {**self._common, "socket.timeout.ms": 10_000, **self._without(_CONSUMER_ONLY | _PRODUCER_ONLY)}
+
+    def _without(self, names: frozenset[str]) -> dict[str, str]:
+        """The URL's client options but for those that this kind of client would warn about."""
+        return {name: value for name, value in self.client.items() if name not in names}
 
     def _check(self) -> None:
         for name, instead in _OURS.items():

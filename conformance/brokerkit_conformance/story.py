@@ -26,6 +26,7 @@ from brokerkit_conformance.targets import Target
 
 WORK = "work"
 _SLACK = 1.5
+_MOVES = ("assigned", "revoked", "lost")
 
 
 class Story:
@@ -233,6 +234,17 @@ class Story:
         return self.wait(
             lambda: any(e.op == "effect" and e.id == id and e.actor == actor for e in self.tail.events), timeout
         )
+
+    def wait_settled_membership(self, quiet: float = 2.5, timeout: float = 30.0) -> None:
+        """Until nothing was assigned to, or taken from, any consumer for `quiet` seconds."""
+        until = time.monotonic() + timeout
+        since = time.monotonic_ns()
+        while time.monotonic() < until:
+            moves = [e.t for e in self.tail.refresh() if e.op == "event" and e.get("kind") in _MOVES]
+            if not moves or time.monotonic_ns() - max(since, *moves) > quiet * 1e9:
+                return
+            time.sleep(0.1)
+        self.note("work still moved between consumers when the check went on")
 
     # ------------------------------------------------------------ faults
 

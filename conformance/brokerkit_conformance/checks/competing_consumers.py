@@ -16,6 +16,8 @@ def competing_consumers(story: Story) -> None:
     consumers = [story.start_consumer(prefetch=10, batch=5, work=0.01) for _ in range(4)]
     for consumer in consumers:
         consumer.ready()
+    # Joining moves work between consumers, which is another failure point's business.
+    story.wait_settled_membership()
     producer = story.producer()
     for _ in story.trials():
         producer.send(240, keys=24, rate=400)

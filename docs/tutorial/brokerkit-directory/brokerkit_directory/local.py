@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NoReturn
 
 from brokerkit.errors import NotSupported
@@ -14,6 +15,7 @@ class LocalDirectory(LocalBroker):
     """A folder below the one it is given."""
 
     name = "dir"
+    fast_settings = MappingProxyType({"lease_seconds": "2"})
 
     def __init__(self) -> None:
         self._path: Path | None = None
@@ -38,7 +40,7 @@ class LocalDirectory(LocalBroker):
 
     def url(self, *, through: bool = False) -> str:
         assert self._path is not None, "start it first"
-        return f"dir://{self._path}?lease_seconds=2"
+        return f"dir://{self._path}"
 
     def upstream(self) -> list[tuple[str, int]]:
         return []

@@ -24,11 +24,12 @@ def write(run: Run, directory: Path, about: Mapping[str, Any] | None = None) -> 
     """
     directory.mkdir(parents=True, exist_ok=True)
     whole = results(run, about or {})
-    text = json.dumps(whole, indent=2, ensure_ascii=False, default=str) + "\n"
-    (directory / "results.json").write_text(text, encoding="utf-8")
+    (directory / "results.json").write_text(json.dumps(whole, indent=2, default=str) + "\n", encoding="ascii")
     (directory / "junit.xml").write_bytes(junit(run))
     index = directory / "index.html"
-    index.write_text(page(run.cells, whole, lambda cell: _history(directory, cell)), encoding="utf-8")
+    html = page(run.cells, whole, lambda cell: _history(directory, cell))
+    # A foreign id may hold what UTF-8 cannot carry.
+    index.write_text(html, encoding="utf-8", errors="replace")
     return index
 
 

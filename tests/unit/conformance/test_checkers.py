@@ -53,9 +53,9 @@ def test_a_drain_that_stopped_with_messages_left_is_not_complete() -> None:
 
 
 def test_a_drain_shorter_than_a_redelivery_is_not_complete() -> None:
-    script = Script(properties={"redelivery_seconds": 3.0}).send("a").handle("a").drained(quiet=0.5)
+    script = Script(properties={"redelivery_seconds": 3.0}).send("a").handle("a").drained(seconds=0.5)
     assert examine(script.history).drain.shortcoming == "the drain read for 0.5 s, and a redelivery may take 3 s"
-    script = Script(properties={"redelivery_seconds": 3.0}).send("a").handle("a").drained(quiet=4.5)
+    script = Script(properties={"redelivery_seconds": 3.0}).send("a").handle("a").drained(seconds=4.5)
     assert examine(script.history).drain.complete
 
 

@@ -179,7 +179,7 @@ class RabbitIncoming(Incoming):
     @property
     def published_at(self) -> int:  # type: ignore[override]
         _, table, _, seconds = self._parsed()
-        exact = _READ_LONG(table, 24)[0] if _ours_alone(table) else self._tabled().get(PUBLISHED_AT)
+        exact = _READ_LONG(table, 24)[0] if table and _ours_alone(table) else self._tabled().get(PUBLISHED_AT)
         if isinstance(exact, int):
             return int(exact)
         # Many foreign producers write milliseconds into a field of seconds.

@@ -186,7 +186,7 @@ class RabbitReceiver(Receiver):
         if len(body) > self._heavy_from and self._too_heavy(tag, len(body)):
             self._write(NACK, tag, 2)
             self._done.add(tag)
-        elif redelivered and self._most_once:
+        elif redelivered and self._most_once and self._maybe_seen(header):
             self._write(ACK, tag, 0)
             self._done.add(tag)
         else:
@@ -194,6 +194,11 @@ class RabbitReceiver(Receiver):
             self._buffer.append(RabbitIncoming(topic, tag, bool(redelivered), method, header, body))
             if self._waiting:
                 self._arrived.set()
+
+    def _maybe_seen(self, header: bytes) -> bool:
+        """Whether a redelivered message may have been handed to a user. 4.3 tells what was given back unstarted from
+        what a dead consumer held: only the latter has a delivery count."""
+        return b"x-acquired-count" not in header or b"x-delivery-count" in header
 
     def _too_heavy(self, tag: int, size: int) -> bool:
         """Weighs a large body. Over the bound the flow stops until half of it is settled, and then goes on with a

@@ -102,7 +102,7 @@ def _consumer_points(consumer: Guarantee) -> Mapping[str, Claim]:
         FailurePoint.CONSUMER_KILLED_BEFORE_PROCESSING: again,
         FailurePoint.CONSUMER_KILLED_BEFORE_ACK: expected,
         FailurePoint.ACK_LOST_KEPT_AWAY: expected,
-        FailurePoint.ACK_LOST_BACK_AT_ONCE: Claim(condition="back within its session, the member commits again"),
+        FailurePoint.ACK_LOST_BACK_AT_ONCE: replace(again, condition="back within its session, it commits again"),
         FailurePoint.CONSUMER_FROZEN: expected,
         FailurePoint.CONSUMERS_COME_AND_GO: expected,
         FailurePoint.CLEAN_SHUTDOWN: Claim(),

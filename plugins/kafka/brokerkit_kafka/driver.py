@@ -442,6 +442,7 @@ class KafkaDriver(Driver):
             try:
                 result = future.result(min(0.1, max(0.0, deadline - time.monotonic())))
             except FutureTimeout:
+                self._admin().poll(0)  # runs the error callback
                 self._explain(doing, time.monotonic() >= deadline)
             except KafkaException as error:
                 if error.args[0].code() in (KafkaError._TIMED_OUT, KafkaError._TRANSPORT):

@@ -122,8 +122,9 @@ class Config:
         self._common: dict[str, Any] = {
             "bootstrap.servers": ",".join(f"{host}:{port}" for host, port in zip(hosts, ports, strict=True)),
             "reconnect.backoff.ms": 50,
-            "reconnect.backoff.max.ms": 1000,
+            "reconnect.backoff.max.ms": 500,
             "logger": log,
+            "log_level": 2,  # its errors reach the callbacks, which tell an outage once
             **self._security(url),
         }
 

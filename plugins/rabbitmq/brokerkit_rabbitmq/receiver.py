@@ -232,6 +232,8 @@ class RabbitReceiver(Receiver):
         self._paused = False
         if self._heaviest > self._heavy_from:
             self._window = max(1, min(self._window, self._bound // self._heaviest // len(self._queues)))
+        for old in list(self._topics)[: -4 * len(self._queues)]:
+            del self._topics[old]
         self._ask(lambda _: None)
         for topic, queue in self._queues.items():
             self._consume(topic, queue, self._session.channel, lambda _: None)

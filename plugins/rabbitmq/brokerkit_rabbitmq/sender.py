@@ -102,7 +102,7 @@ class RabbitSender(Sender):
         with self._lock:
             if session.over is not None:
                 raise ConnectionLost(session.over)
-            if self._blocked or (self._bytes_in - self._bytes_out > _UNSENT and self._waiting_bytes() > _UNSENT):
+            if self._blocked or self._bytes_in - self._bytes_out + session.unsent() > _UNSENT:
                 return 0
             for message in messages:
                 self._bytes_in += len(message[0] or b"")
@@ -121,10 +121,6 @@ class RabbitSender(Sender):
             session.post(self._note_zero)
             self._closed_at_zero.wait(max(0.0, timeout * 0.8))
         session.close(max(0.1, deadline - time.monotonic()))
-
-    def _waiting_bytes(self) -> int:
-        """What was taken and is not in the kernel yet. Messages on the wire do not count."""
-        return self._bytes_in - self._bytes_out + self._session.unsent()
 
     # ------------------------------------------------------------ the I/O thread: out
 

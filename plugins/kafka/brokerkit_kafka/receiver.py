@@ -440,7 +440,7 @@ class KafkaReceiver(Receiver):
                     self._pause(lane, True)
 
     def _assign(self, partitions: Sequence[TopicPartition]) -> list[TopicPartition]:
-        starts = self._starts(partitions, 10.0)
+        starts = self._places(partitions)
         positions = [Position(topic, partition, start) for (topic, partition), (start, _) in starts.items()]
         moved = {} if self._quiet or not positions else self._events.assigned(positions)
         chosen = {(place.topic, place.lane): int(place.value) for place in moved.values()}
@@ -462,6 +462,14 @@ class KafkaReceiver(Receiver):
                 self._by_number[self._number] = lane
                 places.append(TopicPartition(topic, partition, start))
         return places
+
+    def _places(self, partitions: Sequence[TopicPartition]) -> Mapping[tuple[str, int], tuple[int, str]]:
+        """Committed offsets, by the connection that the member has anyway; the driver is asked about those without."""
+        asked = [TopicPartition(place.topic, place.partition) for place in partitions]
+        found = self._consumer.committed(asked, timeout=10.0) if asked else []
+        fresh = [place for place in found if place.offset < 0]
+        committed = {(p.topic, p.partition): (p.offset, p.metadata or "") for p in found if p.offset >= 0}
+        return {**committed, **(self._starts(fresh, 10.0) if fresh else {})}
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         lanes = self._known(partitions)

@@ -423,7 +423,10 @@ def _exercise(broker: KafkaBroker) -> None:
     from confluent_kafka.admin import AdminClient
     from confluent_kafka.cimpl import NewTopic
 
-    quiet = {"bootstrap.servers": broker.url().removeprefix("kafka://"), "log_level": 3}
+    quiet: dict[str, str | int | float | bool] = {
+        "bootstrap.servers": broker.url().removeprefix("kafka://"),
+        "log_level": 3,
+    }
     admin = AdminClient(quiet)
     for future in admin.create_topics([NewTopic("warm", 1, 1)]).values():
         future.result(20)

@@ -70,7 +70,7 @@ class Proxy:
         self.addresses: list[tuple[str, int]] = [some.getsockname()[:2] for some in self._sockets]
         self.rules: list[Rule] = []
         self.trouble: list[str] = []
-        self._watched: set[int] = set()
+        self._watched: list[int] = []
         self._connections: set[_Connection] = set()
         self._upstream: Sequence[tuple[str, int]] = ()
         self._loop = asyncio.new_event_loop()
@@ -87,7 +87,7 @@ class Proxy:
 
     def watch(self, pid: int) -> None:
         """Tells which processes to look for at the other end; before they connect."""
-        self._watched.add(pid)
+        self._watched.append(pid)
 
     # ------------------------------------------------------------ rules
 
@@ -154,7 +154,7 @@ class Proxy:
 
     async def _forward(self, node: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         port = writer.get_extra_info("peername")[1]
-        owner = owner_of(port, self.addresses[node][1], self._watched)
+        owner = owner_of(port, self.addresses[node][1], list(self._watched))
         connection = _Connection(self, owner, writer, self._new_codec())
         for rule in self.rules:
             if rule.action == "refuse" and connection.belongs_to(rule):

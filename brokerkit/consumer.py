@@ -516,7 +516,8 @@ class Consumer:
             return
         session.claim(delivery)
         if how == "native":
-            session.nacks.append(Nack(delivery._raw.token, delay))
+            behind = self._take_back(session, [delivery._raw.lane]) if traits.nack_blocks else []
+            session.nacks += [Nack(delivery._raw.token, delay), *(Nack(token, unstarted=True) for token in behind)]
         else:
             headers: dict[str, str | bytes] = dict(delivery._raw.headers)
             headers["brokerkit-attempt"] = str((attempt or 1) + 1)

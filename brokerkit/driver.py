@@ -259,6 +259,9 @@ class Traits:
     (`Driver.sender(…, subscription=…)`), counts the attempt in a header, and then acks."""
     nack_delay: Literal["native", "republish", "none"] = "native"
     """The same for a delayed one; `republish` needs `Capabilities.delayed_send`."""
+    nack_blocks: bool = False
+    """A native nack holds its lane: what the layer has buffered of it and handed to nobody goes back with it, as
+    unstarted, and comes again after it."""
     dead_letters: Literal["native", "layer"] = "layer"
     """`native`: `settle(rejects=…)` moves it with its reason, all or nothing. `layer`: the layer sends it to the
     dead-letter topic, waits for the confirm, and then acks."""

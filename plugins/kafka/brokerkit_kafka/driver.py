@@ -340,6 +340,7 @@ class KafkaDriver(Driver):
         traits = Traits(
             nack="republish" if retry == "topic" else "native",
             nack_delay="republish" if retry == "topic" else "native",
+            nack_blocks=retry == "block",
             attempts=known.get("attempts"),
             dead_letter=known.get("dead_letter"),
         )

@@ -82,6 +82,11 @@ class Lane:
         self.passed = [passed for passed in self.passed if passed >= offset]
         return done
 
+    def strand(self) -> list[int]:
+        """Gives everything from the first waiting message on back; the tokens that were settled behind it."""
+        first = min(incoming.offset for *_, incoming in self.waiting)
+        return [self.base + behind for behind in self.progress.give_back(first)]
+
     def unsettled(self) -> list[int]:
         """Tokens whose settlement no commit covers."""
         return [self.base + offset for offset in (*self.passed, *self.progress.ahead())]

@@ -98,6 +98,7 @@ class KafkaReceiver(Receiver):
         self._revoking = False
         self._quiet = False
         self._hurry = False
+        self._stranded = False
         self._closed = False
         self._failure: BrokerkitError | None = None
         self._over: str | None = None
@@ -115,6 +116,8 @@ class KafkaReceiver(Receiver):
 
     def receive(self, max_messages: int, timeout: float) -> Sequence[Incoming]:
         self._check()
+        if self._stranded and max_messages:
+            raise ConnectionLost("the receiver was flushed while nobody received")
         deadline = time.monotonic() + timeout
         with self._polling:
             while True:
@@ -277,21 +280,25 @@ class KafkaReceiver(Receiver):
                 lane = by_number.get(token >> SHIFT)
                 if lane is None or not lane.progress.settle(token & _MASK):
                     lost.append(token)
+            held = {nack.token >> SHIFT for nack in nacks if not nack.unstarted}
+            held |= {lane.base >> SHIFT for lane in self._waiting}
             for nack in nacks:
-                self._give_back(nack, back, lost)
+                self._give_back(nack, nack.token >> SHIFT in held, back, lost)
         self._report((back, End.SETTLED, ""), (lost, End.LOST, "it will be handed out again"))
         for nack in nacks:
-            if not nack.unstarted:
+            if nack.token >> SHIFT in held:
                 self._hand_out_later(nack)
 
-    def _give_back(self, nack: Nack, back: list[Token], lost: list[Token]) -> None:
+    def _give_back(self, nack: Nack, held: bool, back: list[Token], lost: list[Token]) -> None:
+        """Unstarted and not behind another one, it is given back because the session ends: the next member starts
+        there."""
         lane = self._by_number.get(nack.token >> SHIFT)
         offset = nack.token & _MASK
         if lane is None or offset not in lane.progress.open:
             lost.append(nack.token)
             return
         back.append(nack.token)
-        if nack.unstarted:  # this session is ending: the next member starts from here
+        if not held:
             lost += [lane.base + behind for behind in lane.progress.give_back(offset)]
 
     def _hand_out_later(self, nack: Nack) -> None:
@@ -301,6 +308,9 @@ class KafkaReceiver(Receiver):
             lane = self._by_number.get(nack.token >> SHIFT)
             incoming = lane.progress.open.get(nack.token & _MASK) if lane is not None else None
             if lane is None or incoming is None:
+                return
+            if nack.unstarted:
+                self._wait(lane, incoming, 0.0)
                 return
             incoming.count()
             self._wait(lane, incoming, time.time() + nack.delay)
@@ -321,12 +331,22 @@ class KafkaReceiver(Receiver):
                 try:
                     self._commit_if_due()
                     self._poll_aside(min(left, SLICE))
+                    self._strand()
                 finally:
                     self._quiet = False
                     self._polling.release()
             else:
                 with self._changed:
                     self._changed.wait(min(left, SLICE))
+
+    def _strand(self) -> None:
+        """Nobody receives any more: what is settled behind a message that waits will come again with it."""
+        with self._lock:
+            lost: list[Token] = []
+            for lane in self._waiting:
+                self._stranded = True
+                lost += lane.strand()
+        self._report((lost, End.LOST, "a message before it waits: it will be handed out again"))
 
     def _answered(self) -> bool:
         with self._lock:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from types import FrameType
 from typing import Annotated, NoReturn
 
@@ -221,8 +222,7 @@ def _detach(names: list[str], options: Options) -> None:
         session = _awaited(process, options.timeout + 30.0)
         if session is None or not session.brokers:
             failed = True
-            log = state_folder() / f"{name.replace(':', '-')}.log"
-            reason = session.failure if session is not None else f"its process ended; see {log}"
+            reason = session.failure if session is not None else f"its process ended; see {_log_of(name)}"
             typer.secho(f"{name}: {reason}", err=True, fg="red")
             continue
         running = session.brokers[0]
@@ -243,7 +243,7 @@ def _supervisor(name: str, options: Options) -> subprocess.Popen[bytes]:
     if options.secure:
         command.append("--secure")
     command += [f"--set={key}={value}" for key, value in options.settings.items()]
-    path = folder / f"{name.replace(':', '-')}.log"
+    path = _log_of(name)
     path.touch(mode=0o600)
     with path.open("wb") as log:
         return subprocess.Popen(
@@ -284,7 +284,13 @@ def _end(session: Session, timeout: float) -> None:
     pids = [pid for broker in session.brokers for pid in broker.pids if pid]
     while any(psutil.pid_exists(pid) for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.05)
-    file_of(session.pid).unlink(missing_ok=True)
+    for path in (file_of(session.pid), *(_log_of(broker.target) for broker in session.brokers)):
+        path.unlink(missing_ok=True)
+
+
+def _log_of(name: str) -> Path:
+    """What the process that keeps a detached broker up says."""
+    return state_folder() / f"{name.replace(':', '-')}.log"
 
 
 class _Ended(BaseException):

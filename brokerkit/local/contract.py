@@ -74,7 +74,8 @@ class LocalBroker(ABC):
         timeout: float = 90.0,
     ) -> None:
         """Starts all nodes and returns when they serve clients, the cluster being whole. `secure`: TLS and
-        SASL with generated credentials, told by `url()`."""
+        SASL with generated credentials, told by `url()`. `settings` go into the broker's own configuration;
+        what it refuses raises StartFailed with the end of its log."""
 
     @abstractmethod
     def url(self, *, through: bool = False) -> str:

@@ -301,7 +301,9 @@ class Session:
         if isinstance(error, pika.exceptions.ProbableAccessDeniedError):
             return AccessRefused(f"{where} refused access to vhost {self._parameters.virtual_host!r}")
         if isinstance(error, pika.exceptions.IncompatibleProtocolError):
-            return ConnectionLost(f"{where} does not speak AMQP 0-9-1 here: check the port, and whether it wants TLS")
+            return ConnectionLost(
+                f"{where} closed the connection before AMQP began: check the port, TLS and the network"
+            )
         if isinstance(error, pika.exceptions.AMQPHeartbeatTimeout):
             return ConnectionLost(f"{where} missed its heartbeats")
         cause = _cause(error)

@@ -17,6 +17,8 @@ import brokerkit
 from brokerkit import errors
 from brokerkit.local.contract import LocalBroker
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture
 def silent() -> Iterator[int]:

@@ -27,6 +27,8 @@ from brokerkit.errors import Closed, ConfigurationError, ConnectionLost, Guarant
 from brokerkit.guarantees import Guarantee
 from brokerkit.message import Message
 
+pytestmark = pytest.mark.integration
+
 LEAST, MOST = Guarantee.AT_LEAST_ONCE, Guarantee.AT_MOST_ONCE
 
 
@@ -389,6 +391,21 @@ def test_unstarted_deliveries_given_back_before_close_burn_no_attempt_on_43(
     assert sorted(int(each.body) for each in back) == list(range(50, 300))
     if driver.describe()["version"].startswith("4.3"):
         assert {each.attempt for each in back} == {1}
+
+
+def test_at_most_once_loses_nothing_at_a_clean_close_on_43(
+    driver: Any, topic: str, told: Told, opened: list[Any]
+) -> None:
+    if not driver.describe()["version"].startswith("4.3"):
+        pytest.skip("older versions do not tell what was given back unstarted: it is dropped, and claimed so")
+    filled(driver, topic, 100, opened)
+    first = driver.receiver([topic], Subscription("sub"), MOST, told.settled, told)
+    taken = fetch(first, 10)
+    first.settle([each.token for each in taken])
+    first.close(10.0)
+    second = driver.receiver([topic], Subscription("sub"), MOST, told.settled, told)
+    opened.append(second)
+    assert sorted(int(each.body) for each in fetch(second, 90)) == list(range(10, 100))
 
 
 def test_prefetch_bounds_what_is_held(driver: Any, topic: str, told: Told, opened: list[Any]) -> None:

@@ -15,6 +15,8 @@ from brokerkit import errors
 from brokerkit.guarantees import FailurePoint, Likelihood
 from brokerkit.local.contract import LocalBroker
 
+pytestmark = pytest.mark.integration
+
 Start = Callable[..., LocalBroker]
 
 

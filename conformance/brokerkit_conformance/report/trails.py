@@ -121,18 +121,36 @@ def _steps(anomaly: Anomaly) -> Iterator[Step]:
 
 
 def _near(anomaly: Anomaly) -> Iterator[Event]:
-    """The message's own events, and of the faults those that came between its first and its last, or hit an actor
-    that had it."""
+    """The message's own events, and those faults that can have touched it: they hit an actor that had it, or the
+    broker or network after it was sent, and do not name other messages."""
     own = [event for event in anomaly.trail if event.id == anomaly.id]
     if not own:
         return
     first, last = own[0].t, own[-1].t
-    had = {event.actor for event in own if event.op == "receive"}
-    lost = anomaly.kind in (Kind.LOST, Kind.BLOCKED, Kind.STALLED)
+    if anomaly.kind in (Kind.LOST, Kind.BLOCKED, Kind.STALLED):
+        last = anomaly.trail[-1].t
+    had = {event.actor for event in own}
     for event in anomaly.trail:
-        near = first <= event.t <= last or event.get("target") in had or (lost and event.t >= first)
-        if event.id == anomaly.id or near:
+        if event.id == anomaly.id or (first <= event.t <= last and _touches(event, anomaly.id, had)):
             yield event
+
+
+def _touches(fault: Event, id: str, had: set[str]) -> bool:
+    target = str(fault.get("target") or "")
+    named = _ids_in(fault.get("evidence"))
+    if named:
+        return id in named
+    return target in had or not target.startswith(("producer", "consumer"))
+
+
+def _ids_in(evidence: object) -> set[str]:
+    """The messages that a fault's evidence names."""
+    if isinstance(evidence, dict):
+        found = {str(id) for id in evidence.get("ids") or ()}
+        return found.union(*(_ids_in(some) for some in evidence.values()))
+    if isinstance(evidence, (list, tuple)):
+        return set().union(*(_ids_in(some) for some in evidence))
+    return set()
 
 
 def _what(event: Event, again: bool) -> str:

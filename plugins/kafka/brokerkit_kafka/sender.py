@@ -31,11 +31,15 @@ from brokerkit.message import Message, make
 from brokerkit_kafka.errors import NOT_STORED
 from brokerkit_kafka.outage import Outage
 
+BUSY = 0.002
+"""Seconds between two polls by a thread that sends all the time: the polling thread then leaves it to that one,
+since two threads that hand the interpreter to and fro for each report cost more than the reports."""
+
 
 class KafkaSender(Sender):
     """librdkafka retries and reconnects by itself until the delivery timeout; an unknown end is final under
     exactly_once, where another attempt could not be recognised. The thread `brokerkit kafka TOPIC` polls for
-    delivery reports and passes on what one poll brought as one batch."""
+    delivery reports, and so does a `send` now and then; what one poll brought is passed on as one batch."""
 
     def __init__(
         self,
@@ -51,7 +55,9 @@ class KafkaSender(Sender):
         self._outcomes = outcomes
         self._events = events
         self._next = 0
-        self._stored: list[tuple[int, Position]] = []
+        self._stored: deque[tuple[int, Position]] = deque()
+        self._telling = threading.Lock()
+        self._polled_at = 0.0
         self._failed: deque[Outcome] = deque()
         self._over: str | None = None
         self._closed = False
@@ -98,6 +104,11 @@ class KafkaSender(Sender):
                 self._failed.append(Refused(number, number, Cause.INVALID, "an id or header is not valid UTF-8"))
             self._next = number + 1
             taken += 1
+        now = time.monotonic()
+        if now - self._polled_at > BUSY:
+            self._polled_at = now
+            self._producer.poll(0)
+            self._tell()
         return taken
 
     def close(self, timeout: float) -> None:
@@ -121,6 +132,9 @@ class KafkaSender(Sender):
     def _poll(self) -> None:
         producer = self._producer
         while not self._closed:
+            if time.monotonic() - self._polled_at < 3 * BUSY:
+                time.sleep(BUSY)
+                continue
             producer.poll(0.1)
             if self._stored or self._failed:
                 self._tell()
@@ -135,10 +149,9 @@ class KafkaSender(Sender):
             self._failed.append(self._outcome(number, error))
 
     def _tell(self) -> None:
-        stored, self._stored = self._stored, []
-        outcomes: list[Outcome] = []
-        while self._failed:
-            outcomes.append(self._failed.popleft())
+        with self._telling:
+            stored = [self._stored.popleft() for _ in range(len(self._stored))]
+            outcomes: list[Outcome] = [self._failed.popleft() for _ in range(len(self._failed))]
         if stored:
             self._outage.over()
             stored.sort(key=itemgetter(0))

@@ -29,17 +29,17 @@ def program(url: str, *arguments: str) -> str:
 @pytest.fixture
 def clean() -> Iterator[Callable[[str], str]]:
     """Removes the program's topics before and after a test, on a broker that other tests share."""
-    urls: list[str] = []
+    used: list[str] = []
 
     def remove(url: str) -> str:
-        urls.append(url)
         with brokerkit.connect(url) as broker:
             for topic in ("payments", "payments-dead"):
                 broker.delete(topic)
+        used.append(url)
         return url
 
     yield remove
-    for url in urls:
+    for url in tuple(used):
         remove(url)
 
 
@@ -117,7 +117,7 @@ def test_on_kafka(kafka, clean):
         message = raw.poll(0.5)
         if message is not None and message.error() is None:
             headers = dict(message.headers())
-            found[headers["brokerkit-id"]] = (message.key(), json.loads(message.value()), headers["currency"])
+            found[headers["brokerkit-id"].decode()] = (message.key(), json.loads(message.value()), headers["currency"])
     raw.close()
     assert found == {
         f"payment-{number}": (f"customer-{number}".encode(), {"charge": 50}, b"USD") for number in range(3)

@@ -544,6 +544,7 @@ class Consumer:
             headers["brokerkit-dead-topic"] = delivery.topic
             headers["brokerkit-dead-subscription"] = self.subscription
             headers.pop("brokerkit-due", None)
+            headers.pop("brokerkit-attempt", None)  # the dead letter's own attempts begin at 1
             self._send_on(delivery, dead_letter, headers, 0.0, again=False)
         self._report(EventKind.DEAD_LETTERED, f"message {delivery.id}: {reason}")
         self._wake.set()
@@ -737,11 +738,11 @@ class Consumer:
             self._arrived.notify_all()
 
     def _room(self, session: _Session) -> int:
-        """How many more may be in flight. Refilled from half empty, in batches."""
+        """How many more may be in flight. Refilled from half empty, in batches, or when nothing is ready."""
         if self._stopping:
             return 0
         held = len(session.outstanding)
-        if held > self._prefetch // 2:
+        if held > self._prefetch // 2 and self._ready:
             return 0
         if held and sum(delivery._raw.size for delivery in list(session.outstanding.values())) >= self._prefetch_bytes:
             return 0

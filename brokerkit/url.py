@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 
 import pydantic
 
@@ -19,30 +19,32 @@ def parse(url: str, keywords: Mapping[str, Any]) -> tuple[Plugin, Url, Settings]
     """
     if not isinstance(url, str) or "://" not in url:
         raise ConfigurationError("a broker URL looks like kafka://localhost:9092 or sqlite:///queue.db")
-    try:
-        parts = urlsplit(url)
-    except ValueError as error:
-        raise ConfigurationError(f"malformed broker URL: {error}") from None
-    if parts.fragment:
+    scheme, _, rest = url.partition("://")
+    rest, fragment, _ = rest.partition("#")
+    if fragment:
         raise ConfigurationError("a broker URL has no fragment; write # inside a password as %23")
-    plugin = plugin_for(parts.scheme)
-    userinfo, _, hosts = parts.netloc.rpartition("@")
+    rest, _, query = rest.partition("?")
+    netloc, slash, path = rest.partition("/")
+    plugin = plugin_for(scheme.lower())
+    userinfo, _, hosts = netloc.rpartition("@")
     user, colon, password = userinfo.partition(":")
     parsed = Url(
-        scheme=parts.scheme,
+        scheme=scheme.lower(),
         netloc=hosts,
-        path=unquote(parts.path),
+        path=unquote(slash + path),
         username=unquote(user) if userinfo else None,
         password=unquote(password) if colon else None,
         hosts=tuple(_host(host) for host in hosts.split(",") if host),
     )
-    return plugin, parsed, _settings(plugin, _query(parts.query), keywords)
+    return plugin, parsed, _settings(plugin, _query(query), keywords)
 
 
 def _host(text: str) -> tuple[str, int | None]:
     host, port = text, ""
     if text.startswith("["):
-        host, _, rest = text[1:].partition("]")
+        host, closed, rest = text[1:].partition("]")
+        if not closed:
+            raise ConfigurationError("malformed broker URL: an IPv6 address stands in brackets, [::1]")
         port = rest.removeprefix(":")
     elif ":" in text:
         host, _, port = text.rpartition(":")

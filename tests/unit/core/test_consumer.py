@@ -50,6 +50,17 @@ def test_no_more_than_the_bound_is_in_flight():
         assert len(received(consumer, 4)) == 4
 
 
+def test_a_user_who_holds_most_of_the_bound_gets_the_rest_of_it():
+    driver = ScriptedDriver()
+    broker, consumer, receiver = opened(driver, prefetch=4)
+    with broker:
+        receiver.queue.extend(ScriptedIncoming(number) for number in range(3))
+        received(consumer, 3)
+        receiver.queue.extend(ScriptedIncoming(number) for number in range(3, 6))
+        assert len(received(consumer, 1)) == 1
+        assert consumer.receive(timeout=0.1) == []
+
+
 def test_a_delivery_of_an_ended_session_is_lost_and_never_reaches_the_new_one():
     driver = ScriptedDriver()
     events = []

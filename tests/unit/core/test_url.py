@@ -7,7 +7,8 @@ from brokerkit.url import parse
 
 
 def test_hosts_credentials_and_options_are_taken_apart():
-    plugin, url, settings = parse("memory://user:p%40ss@[::1]:5,other:7/path%20x?client.acks=1", {"client": {"b": True}})
+    text = "memory://user:p%40ss@[::1]:5,other:7/path%20x?client.acks=1"
+    plugin, url, settings = parse(text, {"client": {"b": True}})
     assert plugin.name == "memory"
     assert (url.username, url.password, url.path) == ("user", "p@ss", "/path x")
     assert url.hosts == (("::1", 5), ("other", 7))
@@ -38,5 +39,5 @@ def test_a_bad_url_is_explained_without_its_secret(text, said):
 
 
 def test_an_unknown_scheme_lists_what_is_installed():
-    with pytest.raises(brokerkit.ConfigurationError, match="installed: .*memory"):
+    with pytest.raises(brokerkit.ConfigurationError, match=r"installed: .*memory"):
         brokerkit.connect("carrier-pigeon://x")

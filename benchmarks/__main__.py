@@ -172,9 +172,7 @@ def _wanted_of(broker: str, only: str) -> bool:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--json", metavar="FILE", help="write all figures there")
-    parser.add_argument(
-        "--only", metavar="GLOB", default="*", help="works by name: 'rabbitmq*', '*: send*'"
-    )
+    parser.add_argument("--only", metavar="GLOB", default="*", help="works by name: 'rabbitmq*', '*: send*'")
     parser.add_argument("--rounds", type=int, default=3, help="how often each side is measured")
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies the number of messages")
     return parser.parse_args()

@@ -1,7 +1,8 @@
 """`python -m benchmarks.soak [TARGET ...] [--messages N]`: memory stays flat over a million messages each way.
 
 A producer and a consumer, each a process of its own, run side by side; each samples its own resident memory. Flat means
-that the last nine tenths of the run never need more than `--slack` MiB above what the first tenth had reached.
+two things: the last quarter's median is within `--slack` MiB of the second quarter's (nothing piles up with the messages),
+and no sample is further above the warm first tenth than the bound on bytes in flight and the slack (buffers are bounded).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import psutil
@@ -25,6 +27,8 @@ from brokerkit.errors import BrokerkitError
 from brokerkit.local.contract import StartFailed, Unavailable
 
 SAMPLES = 100
+IN_FLIGHT = 64 * 1024 * 1024
+"""The default bound on bytes in flight, of producers and of consumers."""
 MiB = 1024 * 1024
 
 
@@ -44,8 +48,12 @@ class Soaked:
 
     @property
     def growth(self) -> int:
-        """What the rest needed beyond that."""
-        return max(0, max(self.memory) - self.warm)
+        """How much more the last quarter needs than the second, by their medians."""
+        quarter = max(1, len(self.memory) // 4)
+        return max(0, int(median(self.memory[-quarter:]) - median(self.memory[quarter : 2 * quarter])))
+
+    def flat(self, slack: float) -> bool:
+        return self.growth <= slack and max(self.memory) - self.warm <= IN_FLIGHT + slack
 
     def __str__(self) -> str:
         return (
@@ -128,8 +136,9 @@ def main() -> int:
         try:
             with started(target) as (broker, _):
                 for soaked in soak(broker.url, asked.messages):
-                    verdict = "flat" if soaked.growth <= asked.slack * MiB else f"GREW by {soaked.growth / MiB:.0f} MiB"
-                    flat &= verdict == "flat"
+                    steady = soaked.flat(asked.slack * MiB)
+                    flat &= steady
+                    verdict = "flat" if steady else f"NOT FLAT, grew by {soaked.growth / MiB:.0f} MiB"
                     print(f"{target} {soaked}: {verdict}", flush=True)
                     found.setdefault(target, {})[soaked.side] = {"memory": soaked.memory, "growth": soaked.growth}
         except (Unavailable, StartFailed, BrokerkitError) as error:

@@ -1,8 +1,8 @@
 """`python -m benchmarks.soak [TARGET ...] [--messages N]`: memory stays flat over a million messages each way.
 
-A producer and a consumer, each a process of its own, run side by side; each samples its own resident memory. Flat means
-two things: the last quarter's median is within `--slack` MiB of the second quarter's (nothing piles up with the messages),
-and no sample is further above the warm first tenth than the bound on bytes in flight and the slack (buffers are bounded).
+A producer and a consumer, each a process of its own, run side by side; each samples its own resident memory. Flat
+means two things: the last quarter's median is within `--slack` MiB of the second quarter's (nothing piles up with the
+messages), and no sample is further above the warm first tenth than the bound on bytes in flight and the slack.
 """
 
 from __future__ import annotations

@@ -408,10 +408,13 @@ class Consumer:
         while not self._stopping:
             if not self._acked_first:
                 try:
-                    yield ready.popleft()
-                    continue
+                    delivery = ready.popleft()
                 except IndexError:
                     pass
+                else:
+                    if delivery.state == "pending":  # not lost while it waited here
+                        yield delivery
+                    continue
             yield from self.receive(batch, timeout=1.0) if not self._stopping else ()
 
     def flush(self, timeout: float = 30.0) -> int:

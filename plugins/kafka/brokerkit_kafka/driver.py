@@ -65,7 +65,7 @@ T = TypeVar("T")
 
 _PATIENCE = 20.0
 """Seconds that coordinators and leaders are given to take office."""
-_NATIVE = {"partitions", "replication", "min_insync", "config", "group"}
+_NATIVE = {"partitions", "replication", "min_insync", "config", "group", "topic"}
 
 
 class KafkaDriver(Driver):
@@ -300,6 +300,7 @@ class KafkaDriver(Driver):
         """With `subscription`, sends to its retry topic; messages wait there until their `brokerkit-due` header."""
         _check_native(native or {})
         config = self._config.producer(guarantee, delivery_timeout)
+        topic = str((native or {}).get("topic", topic))
         name = topic if subscription is None else retry_topic(topic, subscription)
         found = self._describe(name, timeout)
         if found is None:
@@ -322,6 +323,8 @@ class KafkaDriver(Driver):
     ) -> Receiver:
         """One group reads all `topics`, named after the first; and their retry topics, with retry="topic"."""
         _check_native(subscription.native)
+        if "topic" in subscription.native:
+            topics = [str(subscription.native["topic"])]
         group = _group(topics[0], subscription)
         known: Mapping[str, Any] = {}
         names: dict[str, str] = {}

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import ssl
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import pika
 from pydantic import Field
 
 from brokerkit.errors import ConfigurationError
 from brokerkit.plugins import Settings, Url
+
+if TYPE_CHECKING:
+    import pika
 
 DEFAULT_HEARTBEAT = 10
 """Seconds. A dead peer is noticed after 15 s here and after 20 s by the broker."""
@@ -66,6 +68,8 @@ CLIENT: Mapping[str, tuple[Callable[[str], Any], str]] = {
 
 def client_options(settings: RabbitSettings) -> dict[str, Any]:
     """`client.NAME` values, typed. Raises ConfigurationError."""
+    import pika
+
     options: dict[str, Any] = {}
     for name, text in settings.client.items():
         if name not in CLIENT:
@@ -114,6 +118,8 @@ def parameters(
     timeout: float,
 ) -> pika.ConnectionParameters:
     """pika's parameters for one node."""
+    import pika
+
     host, port = address
     credentials: Any = pika.credentials.ExternalCredentials()
     if settings.sasl == "plain":

@@ -51,13 +51,17 @@ def _producer_points(config: Config, facts: Facts, producer: Guarantee) -> Mappi
         else "enable.idempotence=false: a retried batch is stored again",
         source="measured by the conformance suite",
     )
+    outage = doubled
+    if again and producer is not Guarantee.EXACTLY_ONCE:
+        ended = "an outage may end the session of the idempotent producer, and what was under way is sent in another"
+        outage = replace(doubled, duplicate=POSSIBLE, condition=ended)
     return {
         FailurePoint.CONFIRM_LOST: replace(doubled, duplicate=NEVER if again else EXPECTED),
         FailurePoint.SEND_FAILS: doubled,
         FailurePoint.PRODUCER_KILLED: doubled,
-        FailurePoint.BROKER_KILLED: doubled,
-        FailurePoint.BROKER_PAUSED: doubled,
-        FailurePoint.LEADER_KILLED: _both(doubled, _leader(config, facts)),
+        FailurePoint.BROKER_KILLED: outage,
+        FailurePoint.BROKER_PAUSED: outage,
+        FailurePoint.LEADER_KILLED: _both(outage, _leader(config, facts)),
     }
 
 

@@ -461,6 +461,8 @@ class KafkaDriver(Driver):
         if trouble is not None and trouble.code() in ACCESS:
             raise AccessRefused(f"{doing}: {trouble.str()}; see user, password and sasl_mechanism")
         if over:
+            with self._lock:
+                self._admin_client = None  # it may have lost sight of every broker: see outage.Forgotten
             raise ConnectionLost(f"{doing}: {trouble.str() if trouble is not None else 'no answer in time'}")
 
     def _persist(self, ask: Callable[[], Future[T]], doing: str) -> T:

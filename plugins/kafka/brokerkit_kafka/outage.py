@@ -1,4 +1,5 @@
-"""One outage, told once: librdkafka repeats its errors for as long as no broker answers."""
+"""One outage, told once: librdkafka repeats its errors for as long as no broker answers. And the one that it does
+not come back from."""
 
 from __future__ import annotations
 
@@ -55,3 +56,24 @@ class Outage:
             return False
         self._probe_at = now + 1.0
         return True
+
+
+class Forgotten:
+    """Notices a client that has no broker left to talk to.
+
+    A node that was fenced, because it stood still or was cut off from its controller, lists no brokers at all for a
+    moment. librdkafka believes it, drops the last broker that it knew, and may not read `bootstrap.servers` again
+    before the process ends (confluentinc/librdkafka#5301). Its statistics then have no broker but logical ones.
+    """
+
+    REASON = "the client has lost sight of every broker: a node told it of none"
+    _KNOWN = ('"source":"learned"', '"source":"configured"')
+
+    def __init__(self) -> None:
+        self._times = 0
+
+    def seen(self, statistics: str) -> bool:
+        """What the client's statistics callback brought; True when it was so twice in a row."""
+        known = any(source in statistics for source in self._KNOWN)
+        self._times = 0 if known else self._times + 1
+        return self._times >= 2

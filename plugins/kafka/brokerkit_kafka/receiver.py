@@ -27,7 +27,7 @@ from brokerkit.errors import BrokerkitError, Closed, ConfigurationError, Connect
 from brokerkit_kafka.errors import translated
 from brokerkit_kafka.incoming import KafkaIncoming
 from brokerkit_kafka.lane import SHIFT, Lane
-from brokerkit_kafka.outage import Outage
+from brokerkit_kafka.outage import Forgotten, Outage
 
 COMMIT_EVERY = 0.1
 """Seconds between two commits at most, while there is something to commit."""
@@ -103,7 +103,8 @@ class KafkaReceiver(Receiver):
         self._failure: BrokerkitError | None = None
         self._over: str | None = None
         self._outage = Outage(events)
-        callbacks = {"error_cb": self._on_error, "on_commit": self._on_commit}
+        self._forgotten = Forgotten()
+        callbacks = {"error_cb": self._on_error, "stats_cb": self._on_statistics, "on_commit": self._on_commit}
         try:
             self._consumer = Consumer({**config, **callbacks})
             self._consumer.subscribe(
@@ -572,6 +573,10 @@ class KafkaReceiver(Receiver):
             self._end(translated(error, "the consumer ended"))
         else:
             self._outage.seen(error)
+
+    def _on_statistics(self, statistics: str) -> None:
+        if self._forgotten.seen(statistics):
+            self._end(ConnectionLost(Forgotten.REASON))
 
     def _end(self, error: BrokerkitError) -> None:
         """The session is over: what is not committed ends unknown, and the layer opens another."""

@@ -29,7 +29,7 @@ from brokerkit.errors import ConfigurationError, ConnectionLost
 from brokerkit.guarantees import Guarantee
 from brokerkit.message import Message, make
 from brokerkit_kafka.errors import NOT_STORED
-from brokerkit_kafka.outage import Outage
+from brokerkit_kafka.outage import Forgotten, Outage
 
 BUSY = 0.002
 """Seconds between two polls by a thread that sends all the time: the polling thread then leaves it to that one,
@@ -60,10 +60,13 @@ class KafkaSender(Sender):
         self._polled_at = 0.0
         self._failed: deque[Outcome] = deque()
         self._over: str | None = None
+        self._ended = False
         self._closed = False
         self._outage = Outage(events)
+        self._forgotten = Forgotten()
+        callbacks = {"error_cb": self._on_error, "stats_cb": self._on_statistics}
         try:
-            self._producer = Producer({**config, "error_cb": self._on_error})
+            self._producer = Producer({**config, **callbacks})
         except KafkaException as error:
             raise ConfigurationError(f"client options: {error.args[0].str()}") from None
         self._produce = self._producer.produce
@@ -169,7 +172,8 @@ class KafkaSender(Sender):
             return Refused(number, number, Cause.UNREACHABLE, "it could not be written in time")
         if code == KafkaError._MSG_TIMED_OUT:
             return Unknown(number, number, Cause.TIMED_OUT, "no answer within the delivery timeout", retry=False)
-        if code in (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT, KafkaError._DESTROY):
+        purged = code in (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT, KafkaError._DESTROY)
+        if purged and not self._ended:
             return Unknown(number, number, Cause.CLOSED, "the sender was closed before the broker answered", False)
         return Unknown(number, number, Cause.DISCONNECTED, error.str(), retry=self._again)
 
@@ -179,6 +183,10 @@ class KafkaSender(Sender):
         else:
             self._outage.seen(error)
 
+    def _on_statistics(self, statistics: str) -> None:
+        if self._forgotten.seen(statistics):
+            self._end(Forgotten.REASON)
+
     def _probe(self) -> None:
         try:
             self._producer.list_topics(self._topic, timeout=0.5)
@@ -187,9 +195,10 @@ class KafkaSender(Sender):
         self._outage.over()
 
     def _end(self, reason: str) -> None:
-        """The idempotent session is void: everything queued is reported, then the session ends."""
+        """The session is void: everything queued is reported, for another one to send again, and it ends."""
         if self._over is None:
             self._over = reason
+            self._ended = True
             threading.Thread(target=self._drain, name=f"brokerkit kafka {self._topic} end", daemon=True).start()
 
     def _drain(self) -> None:

@@ -14,6 +14,9 @@ from brokerkit.plugins import Settings, Url
 
 log = logging.getLogger("brokerkit.kafka")
 
+_STATISTICS = {"statistics.interval.ms": 1000}
+"""They alone tell of a client that has no broker left: see `outage.Forgotten`."""
+
 _OURS = {
     "bootstrap.servers": "write the hosts into the URL",
     "group.id": "name the subscription, or attach with native={'group': …}",
@@ -168,6 +171,7 @@ class Config:
                 "message.timeout.ms": max(1, int(delivery_timeout * 1000)),
             }
         defaults = {
+            **_STATISTICS,
             "partitioner": "murmur2_random",
             "linger.ms": 5,
             "topic.metadata.propagation.max.ms": 5000,
@@ -181,6 +185,7 @@ class Config:
         settings = self.settings
         config: dict[str, Any] = {
             **self._common,
+            **_STATISTICS,
             "group.protocol": settings.group_protocol,
             "fetch.wait.max.ms": 100,
             "fetch.error.backoff.ms": 100,
@@ -204,7 +209,8 @@ class Config:
         }
 
     def admin(self) -> dict[str, Any]:
-        return {**self._common, "socket.timeout.ms": 10_000, **self._without(_CONSUMER_ONLY | _PRODUCER_ONLY)}
+        others = _CONSUMER_ONLY | _PRODUCER_ONLY | _STATISTICS.keys()  # nothing polls it for statistics
+        return {**self._common, "socket.timeout.ms": 10_000, **self._without(others)}
 
     def _without(self, names: frozenset[str]) -> dict[str, str]:
         """The URL's client options but for those that this kind of client would warn about."""

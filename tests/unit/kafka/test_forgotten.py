@@ -1,0 +1,117 @@
+"""A client that has lost sight of every broker is noticed, and its session ends; no broker runs here."""
+
+from __future__ import annotations
+
+import socket
+import threading
+
+import pytest
+from brokerkit_kafka.claims import Facts, claims
+from brokerkit_kafka.outage import Forgotten
+from brokerkit_kafka.receiver import KafkaReceiver
+from brokerkit_kafka.sender import KafkaSender
+from brokerkit_kafka.settings import Config, KafkaSettings
+
+from brokerkit.driver import Traits, Unknown
+from brokerkit.errors import ConnectionLost
+from brokerkit.guarantees import FailurePoint, Guarantee, Likelihood
+from brokerkit.message import Message
+from brokerkit.plugins import Url
+
+STATISTICS = '{ "name":"c", "brokers":{ "x": { "name":"x", "nodeid":1, "source":"%s", "state":"UP" } }, "topics":{} }'
+LOGICAL = STATISTICS % "logical"
+
+
+class Events:
+    """Takes whatever a session tells."""
+
+    def __init__(self) -> None:
+        self.why: list[str] = []
+        self.over = threading.Event()
+
+    def disconnected(self, reason: str) -> None:
+        self.why.append(reason)
+        self.over.set()
+
+    def trouble(self, reason: str) -> None: ...
+
+    def recovered(self) -> None: ...
+
+
+@pytest.fixture
+def config() -> Config:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return Config(Url("kafka", f"127.0.0.1:{port}", "", hosts=(("127.0.0.1", port),)), KafkaSettings())
+
+
+@pytest.fixture
+def forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Statistics as they are without any broker, as far as can be told."""
+    monkeypatch.setattr(Forgotten, "_KNOWN", ())
+
+
+@pytest.mark.parametrize("source", ["learned", "configured"])
+def test_a_client_with_a_broker_is_well(source: str) -> None:
+    noticed = Forgotten()
+    assert not any(noticed.seen(STATISTICS % source) for _ in range(5))
+
+
+def test_two_statistics_in_a_row_without_a_broker_tell() -> None:
+    noticed = Forgotten()
+    assert [noticed.seen(LOGICAL), noticed.seen(LOGICAL)] == [False, True]
+
+
+def test_one_is_not_enough_since_the_client_may_be_starting_over() -> None:
+    noticed = Forgotten()
+    seen = [noticed.seen(text) for text in (LOGICAL, STATISTICS % "configured", LOGICAL)]
+    assert seen == [False, False, False]
+
+
+@pytest.mark.parametrize("guarantee", [Guarantee.AT_LEAST_ONCE, Guarantee.EXACTLY_ONCE])
+@pytest.mark.usefixtures("forgotten")
+def test_the_sender_gives_back_what_it_holds_and_ends(config: Config, guarantee: Guarantee) -> None:
+    events = Events()
+    outcomes: list[object] = []
+    sender = KafkaSender(config.producer(guarantee, 30.0), "orders", guarantee, outcomes.extend, events)
+    try:
+        assert sender.send([Message(b"one"), Message(b"two")]) == 2
+        assert events.over.wait(15)
+        assert events.why == [Forgotten.REASON]
+        ends = [end for end in outcomes if isinstance(end, Unknown)]
+        assert sorted(end.first for end in ends) == [0, 1]
+        assert {end.retry for end in ends} == {guarantee is Guarantee.AT_LEAST_ONCE}
+        with pytest.raises(ConnectionLost):
+            sender.send([Message(b"three")])
+    finally:
+        sender.close(1.0)
+
+
+@pytest.mark.usefixtures("forgotten")
+def test_the_receiver_ends(config: Config) -> None:
+    events = Events()
+    receiver = KafkaReceiver(
+        config.consumer("orders--work", 1 << 20),
+        {"orders": "orders"},
+        {},
+        lambda places, timeout: {},
+        Traits(),
+        lambda settlements: None,
+        events,  # type: ignore[arg-type]
+        1.0,
+    )
+    try:
+        with pytest.raises(ConnectionLost, match="lost sight"):
+            receiver.receive(10, 15.0)
+        assert events.why == [Forgotten.REASON]
+    finally:
+        receiver.close(1.0)
+
+
+@pytest.mark.parametrize("asked", [Guarantee.AT_LEAST_ONCE, Guarantee.EXACTLY_ONCE])
+def test_only_exactly_once_claims_that_an_outage_doubles_nothing(config: Config, asked: Guarantee) -> None:
+    points = claims(config, Facts(1, 1), 1000, asked, Guarantee.AT_MOST_ONCE).points
+    never = points[FailurePoint.BROKER_PAUSED].duplicate is Likelihood.NEVER
+    assert never == (asked is Guarantee.EXACTLY_ONCE)
+    assert points[FailurePoint.BROKER_PAUSED].loss is Likelihood.POSSIBLE  # the consumer is at most once

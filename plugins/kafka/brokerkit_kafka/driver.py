@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -83,6 +84,7 @@ class KafkaDriver(Driver):
         )
         self._lock = threading.Lock()
         self._admin_client: AdminClient | None = None
+        self._retired: deque[AdminClient] = deque(maxlen=2)  # not to be destroyed while it may still answer
         self._trouble: KafkaError | None = None
         self._facts: dict[str, Facts] = {}
 
@@ -461,8 +463,10 @@ class KafkaDriver(Driver):
         if trouble is not None and trouble.code() in ACCESS:
             raise AccessRefused(f"{doing}: {trouble.str()}; see user, password and sasl_mechanism")
         if over:
-            with self._lock:
-                self._admin_client = None  # it may have lost sight of every broker: see outage.Forgotten
+            with self._lock:  # it may have lost sight of every broker: see outage.Forgotten
+                if self._admin_client is not None:
+                    self._retired.append(self._admin_client)
+                    self._admin_client = None
             raise ConnectionLost(f"{doing}: {trouble.str() if trouble is not None else 'no answer in time'}")
 
     def _persist(self, ask: Callable[[], Future[T]], doing: str) -> T:

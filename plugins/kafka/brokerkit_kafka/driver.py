@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import confluent_kafka
 from confluent_kafka import (
+    Consumer,
     ConsumerGroupTopicPartitions,
     KafkaError,
     KafkaException,
@@ -397,17 +398,27 @@ class KafkaDriver(Driver):
         return committed
 
     def _committed(self, group: str, topic: str, partitions: int) -> dict[int, TopicPartition]:
-        asked = [ConsumerGroupTopicPartitions(group, [TopicPartition(topic, number) for number in range(partitions)])]
-
-        def ask() -> Future[Any]:
-            client = self._admin()
-            return client.list_consumer_group_offsets(asked, require_stable=True, request_timeout=3)[group]
-
-        found = self._persist(ask, f"reading the offsets of group {group!r}")
-        failed = [place.error for place in found.topic_partitions if place.error is not None]
-        if failed:
-            raise translated(failed[0], f"reading the offsets of group {group!r}")
-        return {place.partition: place for place in found.topic_partitions}
+        """Asked by a consumer that never joins: librdkafka's admin client ends the process when a coordinator that
+        has not taken office answers this question (confluentinc/librdkafka#5040)."""
+        asked = [TopicPartition(topic, number) for number in range(partitions)]
+        doing = f"reading the offsets of group {group!r}"
+        deadline = time.monotonic() + _PATIENCE
+        consumer = Consumer({**self._config.consumer(group, 0), "statistics.interval.ms": 0})
+        try:
+            while True:
+                try:
+                    places = consumer.committed(asked, timeout=3.0)
+                    error = next((place.error for place in places if place.error is not None), None)
+                except KafkaException as failed:
+                    error = failed.args[0]
+                if error is None:
+                    return {place.partition: place for place in places}
+                trouble = translated(error, doing)
+                if not isinstance(trouble, ConnectionLost) or time.monotonic() > deadline:
+                    raise trouble
+                time.sleep(0.1)
+        finally:
+            consumer.close()
 
     def _offsets(self, topic: str, partitions: Iterable[int], *, latest: bool) -> dict[int, int]:
         spec = (OffsetSpec.latest if latest else OffsetSpec.earliest)()  # type: ignore[no-untyped-call]

@@ -258,7 +258,8 @@ class Traits:
     """How an undelayed nack works: `republish` means the layer sends a copy to the subscription alone
     (`Driver.sender(…, subscription=…)`), counts the attempt in a header, and then acks."""
     nack_delay: Literal["native", "republish", "none"] = "native"
-    """The same for a delayed one; `republish` needs `Capabilities.delayed_send`."""
+    """The same for a delayed one; `republish` needs `Capabilities.delayed_send`, or a driver that keeps
+    messages back until their `brokerkit-due` header."""
     nack_blocks: bool = False
     """A native nack holds its lane: what the layer has buffered of it and handed to nobody goes back with it, as
     unstarted, and comes again after it."""

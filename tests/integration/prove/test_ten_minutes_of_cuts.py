@@ -108,13 +108,18 @@ def test_a_file_that_another_process_locks_every_five_seconds_loses_and_leaks_no
         assert target.local is not None
         file = "file:" + target.local.url().removeprefix("sqlite:///") + "?mode=rw"
 
+        running = subject(target.local.url())
+
         def lock() -> None:
             with closing(sqlite3.connect(file, timeout=30.0, isolation_level=None, uri=True)) as other:
                 other.execute("BEGIN IMMEDIATE")
+                before = running.ask("sample")
                 time.sleep(1.0)  # how long the others have to wait: the fault itself
+                stored = running.ask("sample")["confirmed"] - before["confirmed"]
                 other.execute("ROLLBACK")
+            assert stored < RATE / 2, "the lock kept nobody waiting"
 
-        hold_against(subject(target.local.url()), lock)
+        hold_against(running, lock)
 
 
 # ---------------------------------------------------------------- what both hold

@@ -45,8 +45,13 @@ def owned() -> Iterator[list[int]]:
             os.kill(pid, signal.SIGKILL)
 
 
-def start(owned: list[int], *, child: str = SLEEPS, extra: str = "", ending: str = WAITS) -> tuple[int, Path, int]:
-    """Runs an owner; returns its pid, its directory and its child's pid."""
+def start(
+    owned: list[int], *, child: str = SLEEPS, extra: str = "", ending: str = WAITS
+) -> tuple[subprocess.Popen[str], Path, int]:
+    """Runs an owner; returns it, its directory and its child's pid.
+
+    The Popen itself, not its pid: one that is forgotten is reaped by the next Popen, before anybody can wait for it.
+    """
     code = textwrap.dedent(OWNER).format(child=child, extra=extra, ending=ending)
     owner = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     owned.append(owner.pid)
@@ -54,7 +59,7 @@ def start(owned: list[int], *, child: str = SLEEPS, extra: str = "", ending: str
     directory, pid, watch = owner.stdout.readline().split()
     owner.stdout.close()
     owned += [int(pid), int(watch)]
-    return owner.pid, Path(directory), int(pid)
+    return owner, Path(directory), int(pid)
 
 
 def gone_within(seconds: float, pid: int, directory: Path) -> bool:
@@ -73,9 +78,9 @@ def _zombie(pid: int) -> bool:
         return True
 
 
-def kill(pid: int) -> None:
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
+def kill(owner: subprocess.Popen[str]) -> None:
+    owner.kill()
+    owner.wait(10)
 
 
 def test_children_and_directories_go_when_the_owner_is_killed(owned):
@@ -86,7 +91,7 @@ def test_children_and_directories_go_when_the_owner_is_killed(owned):
 
 def test_they_go_when_the_owner_ends_without_a_word(owned):
     owner, directory, child = start(owned, ending="os._exit(0)")
-    os.waitpid(owner, 0)
+    owner.wait(10)
     assert gone_within(10, child, directory)
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -16,6 +14,7 @@ from typing import Protocol
 
 from brokerkit.errors import BrokerkitError
 from brokerkit.local.contract import Unavailable
+from brokerkit.local.keeper import temporary_directory
 from brokerkit_conformance import verdict
 from brokerkit_conformance.actors.supervise import ActorFailed, end_all
 from brokerkit_conformance.cell import Cell
@@ -149,8 +148,7 @@ def run_cell(target: Target, some: Plan, options: Options, report: Path, togethe
     """One cell, from its set-up to its verdict. What goes wrong in it ends in the verdict, never here."""
     began = time.monotonic()
     spec = some.spec
-    directory = Path(tempfile.mkdtemp(prefix="brokerkit-cell-"))
-    try:
+    with temporary_directory("brokerkit-cell-") as directory:
         story = Story(
             target,
             spec.name,
@@ -169,8 +167,6 @@ def run_cell(target: Target, some: Plan, options: Options, report: Path, togethe
         history = story.history()
         file = report / "histories" / f"{some.slug}.jsonl"
         history.save(file)
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
     cell = judged(history, f"histories/{file.name}")
     cell.done = story.done
     cell.trials = story.trials_done

@@ -12,12 +12,10 @@ Plugins are found by name and by scheme; nothing here knows one.
 
 from __future__ import annotations
 
-import contextlib
 import re
-import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import brokerkit
@@ -25,6 +23,7 @@ from brokerkit.driver import Capabilities
 from brokerkit.errors import ConfigurationError
 from brokerkit.guarantees import Claims
 from brokerkit.local.contract import LocalBroker
+from brokerkit.local.keeper import temporary_directory
 from brokerkit.plugins import Plugin, plugin_for, plugins
 from brokerkit_conformance.faults import CannotInduce
 from brokerkit_conformance.faults.proxy import Proxy
@@ -82,7 +81,7 @@ class Target:
         self.local: LocalBroker | None = asked.make() if asked.make else None
         self.proxy: Proxy | None = None
         self.versions: dict[str, str] = {}
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder = ExitStack()
 
     def start(self) -> None:
         """Provisions and starts the broker, if it is ours, with a fault proxy before it. Raises Unavailable."""
@@ -103,9 +102,7 @@ class Target:
             self.proxy.stop()
         if self.local is not None:
             self.local.stop()
-        if self._folder is not None:
-            with contextlib.suppress(OSError):  # a file that a dying process still writes
-                self._folder.cleanup()
+        self._folder.close()
 
     def __enter__(self) -> Target:
         try:
@@ -141,8 +138,7 @@ class Target:
         return 0 if self.local is None else sum(1 for pid in self.local.pids() if pid)
 
     def _start_local(self, local: LocalBroker) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="brokerkit-conformance-")
-        directory = Path(self._folder.name)
+        directory = self._folder.enter_context(temporary_directory("brokerkit-conformance-"))
         if self.plugin.codec is None:
             local.start(directory, nodes=self.asked.nodes)
             return

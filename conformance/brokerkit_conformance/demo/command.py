@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from brokerkit.errors import BrokerkitError
+from brokerkit.local.keeper import temporary_directory
 from brokerkit_conformance.demo.fetch import Fetch
 from brokerkit_conformance.demo.ledger import WAYS, Ledger, charge_all
 from brokerkit_conformance.progress import Progress
@@ -73,10 +73,10 @@ def _ledgers(console: Console, payments: int, kills: int, seed: int) -> list[Led
 
     with Live(_table([]), console=console, auto_refresh=False) as live:
         for way in WAYS:
-            with tempfile.TemporaryDirectory(prefix="brokerkit-demo-") as directory:
+            with temporary_directory("brokerkit-demo-") as directory:
                 charge_all(
                     way,
-                    Path(directory),
+                    directory,
                     payments=payments,
                     kills=kills,
                     seed=seed,

@@ -64,9 +64,9 @@ def claims(found: Found, producer: Guarantee, consumer: Guarantee) -> Claims:
         FailurePoint.CONSUMER_FROZEN: Claim(dropped, again, source=_CONSUMERS),
         FailurePoint.CONSUMERS_COME_AND_GO: Claim(dropped, maybe_again, source=_CONSUMERS),
         FailurePoint.CLEAN_SHUTDOWN: Claim(
-            dropped,
+            cut,
             NEVER,
-            condition="what goes back unstarted is marked redelivered, and at most once drops that" if once else "",
+            condition=_clean_shutdown(once, blind),
             source=_MEASURED,
         ),
         FailurePoint.POISON: Claim(
@@ -156,3 +156,12 @@ def traits(
         renewable=False,
         answers_acks=False,
     )
+
+
+def _clean_shutdown(once: bool, blind: bool) -> str:
+    reasons = []
+    if once:
+        reasons.append("what goes back unstarted is marked redelivered, and at most once drops that")
+    if blind:
+        reasons.append("publishes without confirms that a quorum queue's channel still holds go with it (seen on 3.10)")
+    return "; ".join(reasons)

@@ -185,14 +185,24 @@ def test_the_largest_body_is_taken_and_comes_back_whole(driver: Any, topic: str,
     assert [each.body for each in fetch(receiver, 2, 30.0)] == [body, b""]
 
 
-def test_at_most_once_waits_for_nothing_and_loses_nothing_at_a_clean_close(driver: Any, topic: str, told: Told) -> None:
+def test_at_most_once_waits_for_nothing_and_a_clean_close_loses_only_what_is_claimed(
+    driver: Any, topic: str, told: Told
+) -> None:
     driver.declare(topic, [Subscription("sub")], {})
     sender = driver.sender(topic, MOST, told.take, told)
     assert sender.send([Message(b"x") for _ in range(500)]) == 500
     sender.close(10.0)
     assert told.outcomes == []
     assert told.named("disconnected") == []
-    settles_at(driver, topic, 500)
+    if driver.describe()["version"].startswith("4."):
+        settles_at(driver, topic, 500)
+    else:  # its channel drops what a quorum queue has not taken yet, without a word
+        claim = driver.claims(MOST, Guarantee.AT_LEAST_ONCE).points["clean_shutdown"]
+        assert (claim.loss, "3.10" in claim.condition) == ("possible", True)
+        deadline = time.monotonic() + 10.0
+        while not 0 < driver.depth(topic, "sub") <= 500:
+            assert time.monotonic() < deadline, driver.depth(topic, "sub")
+            time.sleep(0.02)
 
 
 def test_a_missing_topic_is_not_found_when_a_sender_opens(driver: Any, topic: str, told: Told) -> None:

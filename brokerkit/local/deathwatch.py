@@ -86,8 +86,11 @@ def watch(owner: int, token: str) -> None:
     end_marked(MARK, token)
     time.sleep(0.3)  # a child that the owner had forked and that was not yet its program
     end_marked(MARK, token)
-    for path in told.paths:
-        _remove(path)
+    # A process that is still dying may write once more.
+    deadline = time.monotonic() + 10.0
+    paths = list(told.paths)
+    while (paths := [path for path in paths if not _removed(path)]) and time.monotonic() < deadline:
+        time.sleep(0.1)
 
 
 def _kill(kill: Callable[[int, int], None], pid: int) -> None:
@@ -97,14 +100,16 @@ def _kill(kill: Callable[[int, int], None], pid: int) -> None:
         pass  # gone meanwhile
 
 
-def _remove(path: str) -> None:
+def _removed(path: str) -> bool:
+    """Removes the directory or file; whether nothing is there now."""
     if os.path.isdir(path) and not os.path.islink(path):
         shutil.rmtree(path, ignore_errors=True)
-        return
-    try:
-        os.unlink(path)
-    except OSError:
-        pass  # gone already
+    else:
+        try:
+            os.unlink(path)
+        except OSError:
+            pass  # gone already
+    return not os.path.lexists(path)
 
 
 if __name__ == "__main__":

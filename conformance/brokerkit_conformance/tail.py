@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+from brokerkit_conformance.actors.supervise import going_on
 from brokerkit_conformance.history import Event
 
 
@@ -21,7 +22,9 @@ class Tail:
         self._by_actor: Counter[tuple[str, str, str]] = Counter()
 
     def refresh(self) -> list[Event]:
-        """Reads what is new; returns everything so far, in the order of reading."""
+        """Reads what is new; returns everything so far, in the order of reading. Raises ActorFailed when the run is
+        interrupted."""
+        going_on()
         for file in sorted(self._directory.glob("*.jsonl")):
             with file.open("rb") as lines:
                 lines.seek(self._read.get(file, 0))

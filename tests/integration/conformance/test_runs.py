@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -145,11 +146,20 @@ def test_nothing_in_the_suite_names_a_broker() -> None:
 
 
 @pytest.fixture
-def running(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+def temporary(tmp_path: Path) -> Path:
+    place = tmp_path / "temporary"
+    place.mkdir()
+    return place
+
+
+@pytest.fixture
+def running(tmp_path: Path, temporary: Path) -> Iterator[subprocess.Popen[bytes]]:
+    checks = ("consumer_frozen", "producer_killed", "consumer_killed_before_ack")
     process = subprocess.Popen(
-        command("run", "sqlite", "--check=consumer_frozen", "--check=producer_killed", "--report", tmp_path),
+        command("run", "sqlite", *(f"--check={check}" for check in checks), "--report", tmp_path / "report"),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        env={**os.environ, "TMPDIR": str(temporary)},
     )
     yield process
     process.kill()
@@ -157,15 +167,21 @@ def running(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
-def test_a_runner_that_is_ended_in_the_middle_leaves_no_process(
-    running: subprocess.Popen[bytes], number: signal.Signals
+def test_a_runner_that_is_ended_in_the_middle_leaves_no_process_and_no_temporary_data(
+    running: subprocess.Popen[bytes], number: signal.Signals, temporary: Path
 ) -> None:
     children = _wait_for_children(running.pid, 3)
+    assert list(temporary.iterdir())
     running.send_signal(number)
-    running.wait(30)
+    # It stops in the middle of its cells; run to their end they would take a good minute.
+    running.wait(20)
     gone, alive = psutil.wait_procs(children, timeout=10)
     assert alive == []
     assert len(gone) >= 3
+    deadline = time.monotonic() + 10
+    while (left := list(temporary.rglob("*"))) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert left == []
 
 
 def _wait_for_children(pid: int, count: int) -> list[psutil.Process]:

@@ -134,6 +134,29 @@ def _wait_for_daemon(directory: Path) -> int:
     raise AssertionError("the daemon did not come up")
 
 
+def test_a_directory_that_somebody_still_writes_in_when_it_is_left_goes_with_the_owner(tmp_path):
+    code = """
+from brokerkit.local import keeper
+keeper.shutil.rmtree = lambda path, **_: None  # as if a file had come meanwhile
+with keeper.temporary_directory() as directory: pass
+print(directory, directory.exists())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
+    directory, still = done.stdout.split()
+    assert still == "True"
+    deadline = time.monotonic() + 10
+    while Path(directory).exists():
+        assert time.monotonic() < deadline, "it was left behind"
+        time.sleep(0.05)
+
+
+def test_a_directory_is_the_owners_alone():
+    from brokerkit.local.keeper import temporary_directory
+
+    with temporary_directory() as directory:
+        assert directory.stat().st_mode & 0o777 == 0o700
+
+
 def test_what_ends_in_order_is_left_to_its_owner(tmp_path):
     code = "from brokerkit.local.keeper import *\nwith temporary_directory() as d: print(d)\nprint(keeper().alive())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)

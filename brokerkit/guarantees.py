@@ -99,3 +99,25 @@ class Claims:
 
     points: Mapping[str, Claim] = field(default_factory=dict)
     properties: Properties = field(default_factory=Properties)
+
+
+def together(*parts: Mapping[FailurePoint, Claim]) -> dict[str, Claim]:
+    """What parts claim that fail independently, a producer's and a consumer's: per point the weaker of them in each
+    respect, under the conditions of all."""
+    points: dict[str, Claim] = {}
+    for part in parts:
+        for point, claim in part.items():
+            points[str(point)] = _weaker(points[str(point)], claim) if str(point) in points else claim
+    return points
+
+
+def _weaker(one: Claim, other: Claim) -> Claim:
+    order = list(Likelihood)
+    conditions = [text for text in (one.condition, other.condition) if text]
+    return Claim(
+        loss=max(one.loss, other.loss, key=order.index),
+        duplicate=max(one.duplicate, other.duplicate, key=order.index),
+        reorder=max(one.reorder, other.reorder, key=order.index),
+        condition="; ".join(dict.fromkeys(conditions)),
+        source=one.source or other.source,
+    )

@@ -6,10 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
-import pydantic
-
 from brokerkit.errors import ConfigurationError
-from brokerkit.plugins import Plugin, Settings, Url, plugin_for
+from brokerkit.plugins import Plugin, Settings, Url, checked, plugin_for
 
 
 def parse(url: str, keywords: Mapping[str, Any]) -> tuple[Plugin, Url, Settings]:
@@ -70,26 +68,9 @@ def _settings(plugin: Plugin, query: Mapping[str, str], keywords: Mapping[str, A
             client |= {option: _text(setting) for option, setting in value.items()}
         else:
             values[name] = value
-    try:
-        return plugin.settings(client=client, **values)
-    except pydantic.ValidationError as error:
-        raise ConfigurationError(_explain(plugin, error)) from None
+    own = ", and client.NAME for the client library's own"
+    return checked(plugin.settings, {"client": client, **values}, plugin.name, own)
 
 
 def _text(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _explain(plugin: Plugin, error: pydantic.ValidationError) -> str:
-    known = sorted(name for name in plugin.settings.model_fields if name != "client")
-    sentences = []
-    for problem in error.errors(include_url=False, include_input=False, include_context=False):
-        name = ".".join(map(str, problem["loc"]))
-        if problem["type"] == "extra_forbidden":
-            sentences.append(
-                f"unknown option {name!r} for {plugin.name}; known: {', '.join(known)}, and client.NAME for the "
-                "client library's own"
-            )
-        else:
-            sentences.append(f"option {name!r} for {plugin.name}: {problem['msg']}")
-    return "; ".join(sentences)

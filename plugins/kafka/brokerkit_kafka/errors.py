@@ -5,7 +5,7 @@ from __future__ import annotations
 from confluent_kafka import KafkaError
 
 from brokerkit.driver import Cause
-from brokerkit.errors import AccessRefused, BrokerkitError, ConfigurationError, ConnectionLost, NotFound
+from brokerkit.errors import AccessRefused, BrokerkitError, ConfigurationError, ConnectionLost, NotFound, NotSupported
 
 MISSING = {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION}
 ACCESS = {
@@ -18,6 +18,7 @@ ACCESS = {
 _WRONG = {
     KafkaError._INVALID_ARG,
     KafkaError.TOPIC_EXCEPTION,
+    KafkaError.TOPIC_ALREADY_EXISTS,
     KafkaError.INVALID_CONFIG,
     KafkaError.INVALID_PARTITIONS,
     KafkaError.INVALID_REPLICATION_FACTOR,
@@ -40,14 +41,15 @@ NOT_STORED: dict[int, Cause] = {
 whether a message that timed out had left the queue."""
 
 
+_MEANING: dict[int, tuple[type[BrokerkitError], str]] = {
+    **dict.fromkeys({*MISSING, KafkaError.GROUP_ID_NOT_FOUND}, (NotFound, "declare it first")),
+    **dict.fromkeys(ACCESS, (AccessRefused, "see user, password, sasl_mechanism and the broker's ACLs")),
+    **dict.fromkeys(_WRONG, (ConfigurationError, "")),
+    KafkaError.NON_EMPTY_GROUP: (NotSupported, "close its consumers first"),
+}
+
+
 def translated(error: KafkaError, doing: str) -> BrokerkitError:
-    """The exception for `error`; `doing` says what was tried, and on what."""
-    code = error.code()
-    text = f"{doing}: {error.str()}"
-    if code in MISSING:
-        return NotFound(f"{text}; declare it first")
-    if code in ACCESS:
-        return AccessRefused(f"{text}; see user, password, sasl_mechanism and the broker's ACLs")
-    if code in _WRONG:
-        return ConfigurationError(text)
-    return ConnectionLost(text)
+    """The exception for `error`, and the cure; `doing` says what was tried, and on what."""
+    kind, cure = _MEANING.get(error.code(), (ConnectionLost, ""))
+    return kind(f"{doing}: {error.str()}" + (f"; {cure}" if cure else ""))

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import json
-from collections.abc import Mapping
-from typing import Any
 
 from brokerkit.progress import Progress
 from brokerkit_kafka.incoming import KafkaIncoming
@@ -90,14 +87,3 @@ class Lane:
     def unsettled(self) -> list[int]:
         """Tokens whose settlement no commit covers."""
         return [self.base + offset for offset in (*self.passed, *self.progress.ahead())]
-
-
-def settings_in(metadata: str | None) -> Mapping[str, Any]:
-    """Subscription settings kept beside a committed offset; foreign text there is no settings."""
-    if not metadata:
-        return {}
-    try:
-        found = json.loads(metadata)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}

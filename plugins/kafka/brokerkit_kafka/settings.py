@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
 
 from brokerkit.errors import ConfigurationError, GuaranteeNotOffered
 from brokerkit.guarantees import Guarantee
@@ -41,14 +41,28 @@ class KafkaSettings(TlsSettings):
     - `sasl_mechanism`: with user and password in the URL; PLAIN unless said otherwise.
     """
 
-    partitions: int = Field(4, ge=1)
-    replication: int | None = Field(None, ge=1)
-    min_insync: int | None = Field(None, ge=1)
+    partitions: PositiveInt = 4
+    replication: PositiveInt | None = None
+    min_insync: PositiveInt | None = None
     group_protocol: Literal["classic", "consumer"] = "classic"
     assignor: Literal["cooperative-sticky", "range", "roundrobin"] = "cooperative-sticky"
-    session_timeout: float = Field(10.0, gt=0)
-    revoke_timeout: float = Field(5.0, gt=0)
+    session_timeout: PositiveFloat = 10.0
+    revoke_timeout: PositiveFloat = 5.0
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
+
+
+class Native(BaseModel):
+    """`native=`: of topics that are made, as in KafkaSettings and, in `config`, the topic's settings in Kafka's own
+    names; `group` and `topic` are those that exist already and are taken as they are."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    partitions: PositiveInt | None = None
+    replication: PositiveInt | None = None
+    min_insync: PositiveInt | None = None
+    config: Mapping[str, Any] = {}
+    group: str | None = None
+    topic: str | None = None
 
 
 class Config:

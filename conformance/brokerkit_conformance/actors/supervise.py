@@ -58,6 +58,7 @@ class Actor:
         self.frozen = False
         self.status: int | None = None
         self._journal = journal
+        self._own_journal = Path(spec["journal"])
         self._errors = directory / f"{self.name.replace('#', '.')}.stderr"
         self._words: queue.SimpleQueue[list[str] | None] = queue.SimpleQueue()
         with self._errors.open("ab") as errors:
@@ -201,7 +202,8 @@ class Actor:
             _alive.discard(self)
             self._reader.join(5.0)
             self._close_pipes()
-            self._journal.write("process_end", status=status, target=self.name)
+            lines = Journal.written(self._own_journal)
+            self._journal.write("process_end", status=status, target=self.name, lines=lines)
         return status
 
     def _close_pipes(self) -> None:

@@ -60,6 +60,18 @@ class Claim:
     source: str = ""
 
 
+def weakest(*claims: Claim) -> Claim:
+    """What holds where all of these apply: the likeliest in each respect, the conditions of all, the first source."""
+    order = list(Likelihood)
+    return Claim(
+        max((each.loss for each in claims), key=order.index),
+        max((each.duplicate for each in claims), key=order.index),
+        max((each.reorder for each in claims), key=order.index),
+        condition="; ".join(dict.fromkeys(each.condition for each in claims if each.condition)),
+        source=next((each.source for each in claims if each.source), ""),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Properties:
     """What else a plugin states of a target as configured. Seconds and bytes; None means unknown or none."""

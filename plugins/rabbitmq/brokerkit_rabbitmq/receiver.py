@@ -12,14 +12,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from itertools import chain, takewhile
 from typing import Any
 
 from pika.channel import Channel
 
 from brokerkit.driver import End, Incoming, Nack, Receiver, ReceiverEvents, Reject, Settled, Settlement, Token, Traits
-from brokerkit.errors import BrokerkitError, Closed, ConnectionLost, NotSupported
+from brokerkit.errors import Closed, ConnectionLost, NotSupported
 from brokerkit_rabbitmq.encoding import RabbitIncoming
 from brokerkit_rabbitmq.session import CHANNEL, DELIVER, Inbox, Session
 
@@ -93,7 +92,7 @@ class RabbitReceiver(Receiver):
         for topic, queue in queues.items():
             session.call(Channel.queue_declare, queue, passive=True)
             session.call(self._consume, topic)
-        session.tell(self._on_end)
+        session.tell(self._on_end, events.disconnected)
 
     # ------------------------------------------------------------ the layer's threads
 
@@ -123,12 +122,9 @@ class RabbitReceiver(Receiver):
         self._session.call(self._settle_all, within=timeout)
 
     def close(self, timeout: float) -> None:
-        deadline = time.monotonic() + timeout
-        self._closed = self._session.closing = True
+        self._closed = True
         self._news.set()
-        with suppress(BrokerkitError):  # over, or not answered in time: closing the channel gives everything back
-            self._session.call(self._give_back, within=timeout * 0.8)
-        self._session.close(max(0.1, deadline - time.monotonic()))
+        self._session.close(timeout, self._give_back)
 
     # ------------------------------------------------------------ the I/O thread: in
 
@@ -318,8 +314,6 @@ class RabbitReceiver(Receiver):
         if unanswered:
             self._settled([Settlement(unanswered, End.UNKNOWN, reason)])
         self._news.set()
-        if not self._session.closing:
-            self._events.disconnected(reason)
 
 
 def _maybe_seen(header: bytes) -> bool:

@@ -11,14 +11,12 @@ import math
 import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
 from pika.channel import Channel
 
 from brokerkit.driver import Cause, Confirmed, Outcome, Outcomes, Refused, Sender, SenderEvents, Unknown
-from brokerkit.errors import BrokerkitError
 from brokerkit.guarantees import Guarantee
 from brokerkit.message import Message
 from brokerkit_rabbitmq import topology
@@ -85,7 +83,7 @@ class RabbitSender(Sender):
         connection.add_on_connection_unblocked_callback(self._on_unblocked)
         if self._confirming:
             session.call(Channel.confirm_delivery, lambda _: None)
-        session.tell(self._on_end)
+        session.tell(self._on_end, events.disconnected)
 
     # ------------------------------------------------------------ the layer's threads
 
@@ -98,11 +96,7 @@ class RabbitSender(Sender):
         return len(messages)
 
     def close(self, timeout: float) -> None:
-        deadline = time.monotonic() + timeout
-        self._session.closing = True
-        with suppress(BrokerkitError):  # over, or not answered in time: then what is out ends unknown
-            self._session.call(self._when_idle, within=timeout * 0.8)
-        self._session.close(max(0.1, deadline - time.monotonic()))
+        self._session.close(timeout, self._when_idle)
 
     # ------------------------------------------------------------ the I/O thread: out
 
@@ -226,8 +220,6 @@ class RabbitSender(Sender):
             why = f"not written: {reason}"
             self._ended.append(Refused(self._number, last, Cause.UNREACHABLE, why, self._confirming))
         self._report()
-        if not self._session.closing:
-            self._events.disconnected(reason)
 
 
 def _ranges(numbers: list[int]) -> Iterator[Confirmed]:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
@@ -94,7 +95,7 @@ class Connection(pika.SelectConnection):  # type: ignore[misc]
 
 
 class Session:
-    """Connected once it is made; ends by `close` or on its own. Then `ended(reason)` is called once on the I/O thread.
+    """Connected once it is made; ends by `close` or on its own.
 
     Raises ConnectionLost, AccessRefused or NotFound (the vhost) when it cannot be opened within `timeout` seconds.
     """
@@ -109,6 +110,7 @@ class Session:
         self.channel: Any = None
         self._vhost = parameters.virtual_host
         self._ended: Callable[[str], None] = lambda _: None
+        self._disconnected: Callable[[str], None] = self._ended
         self._error: BrokerkitError | None = None
         self._pending: set[Future[Any]] = set()
         opened: Future[Any] = Future()
@@ -129,9 +131,10 @@ class Session:
         version = str(self.server.get("version", "")).split(".")[:2]
         self.version = tuple(int(part) for part in version if part.isdigit())
 
-    def tell(self, ended: Callable[[str], None]) -> None:
-        """From now on the end is told. Raises ConnectionLost when it is too late for that."""
-        self._ended = ended
+    def tell(self, ended: Callable[[str], None], disconnected: Callable[[str], None]) -> None:
+        """From now on the end is told, on the I/O thread: `ended(reason)`, and then `disconnected(reason)` where nobody
+        closed the session. Raises ConnectionLost when it is over already."""
+        self._ended, self._disconnected = ended, disconnected
         if self.over is not None:
             raise ConnectionLost(self.over)
 
@@ -166,11 +169,15 @@ class Session:
         self._end(error)
         self._close()
 
-    def close(self, timeout: float) -> None:
-        """Closes channel and connection, or drops them when that takes longer than `timeout`."""
+    def close(self, timeout: float, finish: Callable[..., object] | None = None) -> None:
+        """Closes channel and connection, or drops them when that takes longer than `timeout`. First calls `finish`."""
+        deadline = time.monotonic() + timeout
         self.closing = True
+        if finish is not None:
+            with suppress(BrokerkitError):  # over, or no answer in time: the end says what became of everything
+                self.call(finish, within=timeout * 0.8)
         self.post(self._close)
-        self._thread.join(timeout)
+        self._thread.join(max(0.1, deadline - time.monotonic()))
         if self._thread.is_alive():
             self.abort()
 
@@ -224,6 +231,8 @@ class Session:
             for answer in list(self._pending):
                 _answer(answer, error=self._error)
             self._ended(self.over)
+            if not self.closing:
+                self._disconnected(self.over)
 
     def _translated(self, error: Exception) -> BrokerkitError:
         return translated(error, self.where, self._vhost, connecting=self.channel is None)

@@ -71,6 +71,7 @@ MUTANTS = [
     Mutant("swallows_exceptions_and_acks", "nack_delay", "violated", r"given back comes again|" + _LOST),
     Mutant("dedups_by_body", "bodies_and_headers", "violated", _LOST),
     Mutant("confirmed_on_write", "producer_killed", "violated", _LOST),
+    Mutant("forgets_that_it_was_forked", "settle_errors", "violated", r"ack in another process raises Forked: got no"),
     Mutant("ignores_returns", "send_refused", "violated", r"refused as unroutable: got confirmed"),
     _harness("kill_is_sigterm", "consumer_killed_before_ack", "inconclusive", r"that was no SIGKILL"),
     _harness("barrier_never_reached", "consumer_killed_before_ack", "inconclusive", r"did not say AT"),

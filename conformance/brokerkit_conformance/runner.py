@@ -223,7 +223,8 @@ def _tell(story: Story, spec: CheckSpec) -> str:
 
 
 def _open(story: Story, spec: CheckSpec) -> None:
-    claim = story.claim if spec.claimed_if(story.properties) else None
+    claimed = spec.claimed(story.producer_guarantee, story.guarantee, story.properties)
+    claim = story.claim if claimed else None
     story.journal.write(
         "cell",
         target=story.target.name,

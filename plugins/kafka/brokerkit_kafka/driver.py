@@ -1,4 +1,9 @@
-"""Kafka: topics, consumer groups named `topic--subscription`, and what they promise as configured."""
+"""Kafka: topics, consumer groups named `topic--subscription`, and what they promise as configured.
+
+The driver's parts: settings.py (what the URL says, as options of the clients), claims.py, admin.py (topics), groups.py
+(where subscriptions go on, and their settings), sender.py, receiver.py with lane.py (one partition) and incoming.py
+(one message), outage.py (what a client tells of its connection), errors.py.
+"""
 
 from __future__ import annotations
 

@@ -5,7 +5,15 @@ from __future__ import annotations
 from confluent_kafka import KafkaError
 
 from brokerkit.driver import Cause
-from brokerkit.errors import AccessRefused, BrokerkitError, ConfigurationError, ConnectionLost, NotFound, NotSupported
+from brokerkit.errors import (
+    AccessRefused,
+    BrokerkitError,
+    ConfigurationError,
+    ConnectionLost,
+    NotFound,
+    NotSupported,
+    PositionLost,
+)
 
 MISSING = {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION}
 ACCESS = {
@@ -53,3 +61,16 @@ def translated(error: KafkaError, doing: str) -> BrokerkitError:
     """The exception for `error`, and the cure; `doing` says what was tried, and on what."""
     kind, cure = _MEANING.get(error.code(), (ConnectionLost, ""))
     return kind(f"{doing}: {error.str()}" + (f"; {cure}" if cure else ""))
+
+
+def fetching(where: str, error: KafkaError) -> BrokerkitError | None:
+    """What an error in a message's place means for its partition, `where`; None for what passes by itself."""
+    if error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
+        return PositionLost(
+            f"the committed offset of {where} is no longer in the log ({error.str()}): messages were deleted by "
+            "retention before they were received. Delete the subscription and declare it again with start="
+        )
+    told_elsewhere = error.code() in (KafkaError._MAX_POLL_EXCEEDED, KafkaError._PARTITION_EOF)
+    if told_elsewhere or (error.retriable() and not error.fatal()):
+        return None
+    return translated(error, f"receiving from {where}")

@@ -184,11 +184,45 @@ def test_a_runner_that_is_ended_in_the_middle_leaves_no_process_and_no_temporary
     assert left == []
 
 
-def _wait_for_children(pid: int, count: int) -> list[psutil.Process]:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_demo_that_is_ended_while_its_consumers_start_leaves_none_of_them(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    demo = subprocess.Popen(
+        [sys.executable, "-m", "brokerkit.cli", "demo"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        cwd=tmp_path,
+    )
+    children: list[psutil.Process] = []
+    try:
+        children = _wait_for_children(demo.pid, 1, "demo.consumer")
+        demo.send_signal(number)
+        demo.wait(20)
+        _, alive = psutil.wait_procs(children, timeout=10)
+        assert alive == []
+    finally:
+        demo.kill()
+        demo.wait()
+        for child in children:
+            if child.is_running():
+                child.kill()
+
+
+def _wait_for_children(pid: int, count: int, program: str = "") -> list[psutil.Process]:
+    """All children of the process, as soon as so many of them run this program."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         children = psutil.Process(pid).children(recursive=True)
-        if len(children) >= count:
+        if sum(program in " ".join(_command_of(child)) for child in children) >= count:
             return children
         time.sleep(0.05)
     raise AssertionError(f"the run did not start {count} actors")
+
+
+def _command_of(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:
+        return []

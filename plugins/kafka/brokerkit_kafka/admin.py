@@ -24,7 +24,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 
 from brokerkit.errors import ConfigurationError, ConnectionLost, NotFound
 from brokerkit_kafka.claims import Facts
-from brokerkit_kafka.errors import ACCESS, translated
+from brokerkit_kafka.errors import ACCESS, Exists, made, translated
 
 T = TypeVar("T")
 
@@ -83,11 +83,8 @@ class Admin:
         """Where another one is faster, the topic is as that one asked for."""
         config = {**options, "min.insync.replicas": facts.min_insync}
         new = NewTopic(name, partitions, facts.replication, config={key: str(value) for key, value in config.items()})
-        try:
+        with suppress(Exists):
             self.ask(f"creating topic {name!r}", 20.0, lambda client: client.create_topics([new])[name])
-        except ConfigurationError:
-            if not self._exists(name):
-                raise
 
     def ready(self, name: str) -> TopicDescription:
         """The topic, once all its partitions have leaders. One that was just made need not be known everywhere."""
@@ -170,10 +167,7 @@ class Admin:
     def _connected(self) -> AdminClient:
         with self._lock:
             if self._client is None:
-                try:
-                    self._client = AdminClient(self._config)
-                except KafkaException as error:
-                    raise ConfigurationError(f"client options: {error.args[0].str()}") from None
+                self._client = made(AdminClient, self._config)
             return self._client
 
     def _retire(self, client: AdminClient) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from confluent_kafka import KafkaError
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from confluent_kafka import KafkaError, KafkaException
 
 from brokerkit.driver import Cause
 from brokerkit.errors import (
@@ -15,6 +18,8 @@ from brokerkit.errors import (
     PositionLost,
 )
 
+Client = TypeVar("Client")
+
 MISSING = {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION}
 ACCESS = {
     KafkaError._AUTHENTICATION,
@@ -26,7 +31,6 @@ ACCESS = {
 _WRONG = {
     KafkaError._INVALID_ARG,
     KafkaError.TOPIC_EXCEPTION,
-    KafkaError.TOPIC_ALREADY_EXISTS,
     KafkaError.INVALID_CONFIG,
     KafkaError.INVALID_PARTITIONS,
     KafkaError.INVALID_REPLICATION_FACTOR,
@@ -49,12 +53,25 @@ NOT_STORED: dict[int, Cause] = {
 whether a message that timed out had left the queue."""
 
 
+class Exists(ConfigurationError):
+    """There is a topic of this name already."""
+
+
 _MEANING: dict[int, tuple[type[BrokerkitError], str]] = {
     **dict.fromkeys({*MISSING, KafkaError.GROUP_ID_NOT_FOUND}, (NotFound, "declare it first")),
     **dict.fromkeys(ACCESS, (AccessRefused, "see user, password, sasl_mechanism and the broker's ACLs")),
     **dict.fromkeys(_WRONG, (ConfigurationError, "")),
+    KafkaError.TOPIC_ALREADY_EXISTS: (Exists, ""),
     KafkaError.NON_EMPTY_GROUP: (NotSupported, "close its consumers first"),
 }
+
+
+def made(kind: Callable[[dict[str, Any]], Client], config: dict[str, Any]) -> Client:
+    """A client of librdkafka. Raises ConfigurationError for options that it does not take."""
+    try:
+        return kind(config)
+    except KafkaException as error:
+        raise ConfigurationError(f"client options: {error.args[0].str()}") from None
 
 
 def translated(error: KafkaError, doing: str) -> BrokerkitError:

@@ -19,7 +19,7 @@ from brokerkit.declared import check_same
 from brokerkit.driver import Subscription
 from brokerkit.errors import NotFound, PositionLost
 from brokerkit_kafka.admin import Admin, patiently
-from brokerkit_kafka.errors import translated
+from brokerkit_kafka.errors import made, translated
 from brokerkit_kafka.settings import Config
 
 BEGIN = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
@@ -59,7 +59,7 @@ class Groups:
         """Asked by a consumer that never joins: librdkafka's admin client ends the process when a coordinator that
         has not taken office answers this question (confluentinc/librdkafka#5040)."""
         asked = [TopicPartition(topic.name, number) for number in range(len(topic.partitions))]
-        consumer = Consumer({**self._config.consumer(group, 0), "statistics.interval.ms": 0})
+        consumer = made(Consumer, {**self._config.consumer(group, 0), "statistics.interval.ms": 0})
 
         def ask() -> Places:
             doing = f"reading the offsets of group {group!r}"

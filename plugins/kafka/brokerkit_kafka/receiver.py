@@ -25,7 +25,7 @@ from brokerkit.driver import (
     Traits,
 )
 from brokerkit.errors import BrokerkitError, Closed, ConfigurationError, ConnectionLost, NotSupported, PositionLost
-from brokerkit_kafka.errors import fetching, translated
+from brokerkit_kafka.errors import fetching, made, translated
 from brokerkit_kafka.incoming import KafkaIncoming
 from brokerkit_kafka.lane import SHIFT, Lane
 from brokerkit_kafka.outage import Forgotten, Outage
@@ -103,14 +103,11 @@ class KafkaReceiver(Receiver):
             config["group.protocol"] == "consumer" or config["partition.assignment.strategy"] == "cooperative-sticky"
         )
         callbacks = {"error_cb": self._on_error, "stats_cb": self._on_statistics, "on_commit": self._on_commit}
-        try:
-            self._consumer = Consumer({**config, **callbacks})
-            self._take = self._consumer.incremental_assign if cooperative else self._consumer.assign
-            self._consumer.subscribe(
-                list(topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
-            )
-        except KafkaException as error:
-            raise ConfigurationError(f"client options: {error.args[0].str()}") from None
+        self._consumer = made(Consumer, {**config, **callbacks})
+        self._take = self._consumer.incremental_assign if cooperative else self._consumer.assign
+        self._consumer.subscribe(
+            list(topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
+        )
 
     # ------------------------------------------------------------ receiving
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
 from brokerkit.errors import ConfigurationError
 from brokerkit.plugins import Plugin, Settings, Url, checked, plugin_for
+
+_AUTHORITY_END = re.compile("[/?#]")
 
 
 def parse(url: str, keywords: Mapping[str, Any]) -> tuple[Plugin, Url, Settings]:
@@ -35,6 +38,20 @@ def parse(url: str, keywords: Mapping[str, Any]) -> tuple[Plugin, Url, Settings]
         hosts=tuple(_host(host) for host in hosts.split(",") if host),
     )
     return plugin, parsed, _settings(plugin, _query(query), keywords)
+
+
+def authority(url: str) -> tuple[str, str]:
+    """What a URL has for user and password, and for hosts, as written; nothing is checked."""
+    user, _, hosts = _AUTHORITY_END.split(url.partition("://")[2], maxsplit=1)[0].rpartition("@")
+    return user, hosts
+
+
+def with_hosts(url: str, hosts: str) -> str:
+    """The same URL with other hosts, all else as written."""
+    scheme, _, rest = url.partition("://")
+    user, own = authority(url)
+    before = f"{user}@" if user else ""
+    return f"{scheme}://{before}{hosts}{rest[rest.index(own, len(before)) + len(own) :]}"
 
 
 def _host(text: str) -> tuple[str, int | None]:

@@ -25,7 +25,7 @@ from brokerkit.guarantees import Claims
 from brokerkit.local.contract import LocalBroker
 from brokerkit.local.keeper import temporary_directory
 from brokerkit.plugins import Plugin, plugins
-from brokerkit.url import parse
+from brokerkit.url import parse, with_hosts
 from brokerkit_conformance.faults import CannotInduce
 from brokerkit_conformance.faults.proxy import Proxy
 
@@ -124,7 +124,10 @@ class Target:
             raise CannotInduce("it is not reached over a network in which a frame could be lost")
         if self.local is None:
             assert self.asked.url is not None
-            return _moved(self.asked.url, self.proxy.addresses[0]) if through and self.proxy else self.asked.url
+            if not through or self.proxy is None:
+                return self.asked.url
+            host, port = self.proxy.addresses[0]
+            return with_hosts(self.asked.url, f"{host}:{port}")
         quick = self.local.fast_settings
         return _with(self.local.url(through=through), {**quick, **self.asked.settings})
 
@@ -161,14 +164,6 @@ def _proxy_before(url: str, plugin: Plugin) -> Proxy | None:
     proxy = Proxy(1, plugin.codec)
     proxy.serve([(host, port)])
     return proxy
-
-
-def _moved(url: str, address: tuple[str, int]) -> str:
-    """`url` with this host and port instead of its own."""
-    scheme, _, rest = url.partition("://")
-    authority = re.split("[/?#]", rest, maxsplit=1)[0]
-    user, at, _ = authority.rpartition("@")
-    return f"{scheme}://{user}{at}{address[0]}:{address[1]}{rest[len(authority) :]}"
 
 
 def _with(url: str, settings: Mapping[str, str]) -> str:

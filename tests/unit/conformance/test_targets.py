@@ -39,18 +39,6 @@ def test_a_local_target_takes_nodes_and_settings_from_its_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "through"),
-    [
-        ("rabbitmq://h:1", "rabbitmq://127.0.0.1:7"),
-        ("rabbitmq://me:h%3A1@h:1/v?a=h:1", "rabbitmq://me:h%3A1@127.0.0.1:7/v?a=h:1"),
-        ("rabbitmq://[::1]:5672?a=/b", "rabbitmq://127.0.0.1:7?a=/b"),
-    ],
-)
-def test_only_host_and_port_change_on_the_way_through_the_proxy(url: str, through: str) -> None:
-    assert targets._moved(url, ("127.0.0.1", 7)) == through
-
-
-@pytest.mark.parametrize(
     ("url", "address"), [("rabbitmq://[::1]:5", ("::1", 5)), ("rabbitmq://a:1,b:2", None), ("rabbitmq://a", None)]
 )
 def test_a_proxy_stands_before_one_host_with_its_port(

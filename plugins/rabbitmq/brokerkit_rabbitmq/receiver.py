@@ -149,7 +149,7 @@ class RabbitReceiver(Receiver):
             self._buffer.append(
                 RabbitIncoming(self._topics[method[1:after]], tag, bool(redelivered), method, header, body)
             )
-            if not self._news.is_set():
+            if len(self._buffer) == 1:  # nobody waits while there is something
                 self._news.set()
 
     def _stop_for_weight(self) -> None:

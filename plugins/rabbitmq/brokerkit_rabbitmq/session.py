@@ -27,6 +27,7 @@ from brokerkit_rabbitmq.errors import translated
 logger = logging.getLogger("brokerkit.rabbitmq")
 
 _METHOD, _HEADER, _BODY = 1, 2, 3
+_CONTENT = (_HEADER, _BODY)
 _SIZE = struct.Struct(">I").unpack_from
 _BODY_SIZE = struct.Struct(">Q").unpack_from
 
@@ -54,8 +55,10 @@ class Connection(pika.SelectConnection):  # type: ignore[misc]
     after_read: Callable[[], None] = staticmethod(lambda: None)
     """Called once after each chunk of bytes from the socket."""
     _frame_buffer: bytes
-    _content: list[bytes] | None = None
-    """Method, arguments, header and parts of the body of a content that is not whole yet."""
+    _content: Callable[[bytes, bytes, bytes], None] | None = None
+    """Who takes the content that is on its way; of it, what came so far:"""
+    _arguments = _header = b""
+    _parts: list[bytes]
     _left = 0
 
     def _on_data_available(self, data_in: bytes) -> None:
@@ -63,6 +66,7 @@ class Connection(pika.SelectConnection):  # type: ignore[misc]
             super()._on_data_available(data_in)
             return
         buffer = self._frame_buffer + data_in
+        contents, methods = self.contents, self.methods
         offset, end = 0, len(buffer)
         while end - offset >= 8:
             last = offset + 7 + _SIZE(buffer, offset + 3)[0]
@@ -70,13 +74,13 @@ class Connection(pika.SelectConnection):  # type: ignore[misc]
                 break
             if buffer[last] != spec.FRAME_END:
                 raise pika.exceptions.InvalidFrameError("a frame without its end")
-            kind, method = buffer[offset], buffer[offset + 7 : offset + 11]
-            if kind == _METHOD and method in self.contents:
-                self._content = [method, buffer[offset + 11 : last]]
-            elif kind == _METHOD and method in self.methods:
-                self.methods[method](buffer[offset + 11 : last])
-            elif self._content is not None and kind in (_HEADER, _BODY):
-                self._add(self._content, kind, buffer[offset + 7 : last])
+            kind, payload = buffer[offset], buffer[offset + 7 : last]
+            if kind in _CONTENT and self._content is not None:
+                self._add(self._content, kind, payload)
+            elif kind == _METHOD and payload[:4] in contents:
+                self._content, self._arguments = contents[payload[:4]], payload[4:]
+            elif kind == _METHOD and payload[:4] in methods:
+                methods[payload[:4]](payload[4:])
             else:
                 self._process_frame(frame.decode_frame(buffer[offset : last + 1])[1])
             offset = last + 1
@@ -84,14 +88,16 @@ class Connection(pika.SelectConnection):  # type: ignore[misc]
         self._frame_buffer = buffer[offset:]
         self.after_read()
 
-    def _add(self, content: list[bytes], kind: int, payload: bytes) -> None:
+    def _add(self, take: Callable[[bytes, bytes, bytes], None], kind: int, payload: bytes) -> None:
         """The header or a part of the body."""
-        content.append(payload)
-        self._left = _BODY_SIZE(payload, 4)[0] if kind == _HEADER else self._left - len(payload)
+        if kind == _HEADER:
+            self._header, self._left, self._parts = payload, _BODY_SIZE(payload, 4)[0], []
+        else:
+            self._left -= len(payload)
+            self._parts.append(payload)
         if not self._left:
             self._content = None
-            method, arguments, header, *body = content
-            self.contents[method](arguments, header, b"".join(body))
+            take(self._arguments, self._header, b"".join(self._parts))
 
 
 class Session:

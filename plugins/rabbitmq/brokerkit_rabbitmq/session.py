@@ -249,11 +249,12 @@ class Session:
 
     def _drop(self) -> None:
         """Without a word to the broker: the socket is closed when the loop has stopped."""
-        if self.connection.is_open or self.connection.is_closing or self.connection.is_closed:
-            self.connection.ioloop.stop()
-        else:  # still opening: pika cleans up, and says that it is closed
-            self.connection.close()
-            self.connection.ioloop.call_later(1.0, self.connection.ioloop.stop)
+        connection = self.connection
+        if connection._transport is not None or connection.is_closing or connection.is_closed:
+            connection.ioloop.stop()
+        else:  # not even connected: pika cleans up, and says that it is closed
+            connection.close()
+            connection.ioloop.call_later(1.0, connection.ioloop.stop)
 
 
 def _answer(answer: Future[Any], value: Any = None, error: Exception | None = None) -> None:

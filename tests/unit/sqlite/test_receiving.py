@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 
@@ -278,6 +280,30 @@ def test_closing_ends_a_receive_that_waits(rig):
     thread.join(5.0)
     assert not thread.is_alive()
     assert len(ended) == 1
+
+
+def test_a_forked_child_closes_at_once_what_a_thread_of_its_parent_was_using(rig):
+    rig.declare()
+    receiver = rig.inbox().receiver
+    using, done = threading.Event(), threading.Event()
+
+    def use():
+        with receiver._session.transaction():
+            using.set()
+            done.wait(10.0)
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    assert using.wait(5.0)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(5)
+        receiver.close(1.0)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    done.set()
+    thread.join(5.0)
+    assert status == 0
 
 
 def test_a_waiting_receiver_wakes_for_another_connections_send(rig):

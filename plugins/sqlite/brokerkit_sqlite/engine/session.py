@@ -93,6 +93,7 @@ class Session:
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
         """The connection, for single statements. SQLite's errors become what `explain` makes of them."""
+        self.check()  # before the lock too: in a forked child, nobody may be left who releases it
         with self._lock:
             self.check()
             try:

@@ -57,6 +57,10 @@ class Keeper:
         """Takes `remove` back."""
         self._tell(f"keep {path}")
 
+    def with_parent(self) -> None:
+        """Takes the owner for gone also when its parent is: for a worker whose end is up to somebody else."""
+        self._tell(f"parent {os.getppid()}")
+
     def _tell(self, line: str) -> None:
         if "\n" in line:
             raise ValueError("a path with a line break cannot be watched")

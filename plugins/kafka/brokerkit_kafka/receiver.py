@@ -395,6 +395,8 @@ class KafkaReceiver(Receiver):
         except Exception as error:  # a user's positions callback: it must not unwind through the client
             self._failure = ConfigurationError(f"positions raised {type(error).__name__}: {error}")
         self._take(places)
+        if places:
+            consumer.resume(places)  # librdkafka keeps a partition paused that comes back
 
     def _assign(self, partitions: Sequence[TopicPartition]) -> list[TopicPartition]:
         starts = self._places(partitions)

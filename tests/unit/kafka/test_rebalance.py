@@ -40,6 +40,7 @@ class Client:
         self.answer = config["on_commit"]
         self.polls: list[Message | Callable[[], None]] = []
         self.committed_at = 0
+        self.paused = False
 
     def subscribe(self, topics: Sequence[str], **callbacks: Callable[..., None]) -> None:
         self.callbacks = callbacks
@@ -71,9 +72,10 @@ class Client:
         pass
 
     def pause(self, places: list[TopicPartition]) -> None:
-        pass
+        self.paused = True
 
-    resume = pause
+    def resume(self, places: list[TopicPartition]) -> None:
+        self.paused = False
 
     def close(self) -> None:
         pass
@@ -142,3 +144,19 @@ def test_what_is_settled_is_not_handed_out_again(session: tuple[KafkaReceiver, C
     client.polls = [client.taken, client.given, Message(1), Message(2)]
     assert received(receiver, 10) == [1, 2]
     assert client.committed_at == 1
+
+
+def test_a_partition_that_was_paused_when_it_was_taken_away_comes_back_running(
+    session: tuple[KafkaReceiver, Client],
+) -> None:
+    receiver, client = session
+    client.polls = [client.given, Message(0)]
+    assert received(receiver, 10) == [0]
+    receiver._wanted_at = 0.0  # nothing is wanted for a while
+    receiver.receive(0, 0.0)
+    assert client.paused
+    client.polls = [client.taken, client.given]
+    receiver.receive(0, 0.0)
+    client.polls = [Message(0)]
+    assert received(receiver, 10) == [0]
+    assert not client.paused

@@ -32,7 +32,9 @@ _POINTS: Mapping[FailurePoint, _Point] = {
     FailurePoint.NONE: _Point("handlers finish within what the leases are renewed for"),
     FailurePoint.CONFIRM_LOST: _Point(_WIRELESS),
     FailurePoint.SEND_FAILS: _Point(
-        "a file that stays locked or a full disk refuses a send, which at_most_once does not try again", EXPECTED
+        "a file locked for longer than busy_timeout or a full disk refuses a send, which at_most_once does not try "
+        "again",
+        POSSIBLE,
     ),
     FailurePoint.PRODUCER_KILLED: _Point("every confirmed send is committed; an open transaction vanishes", POSSIBLE),
     FailurePoint.BROKER_KILLED: _Point(

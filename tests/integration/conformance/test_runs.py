@@ -46,7 +46,7 @@ def command(*arguments: object) -> list[str]:
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of a few telling checks."""
     place = tmp_path_factory.mktemp("report")
-    wanted = ("fan_out", "consumer_killed_before_*", "confirm_lost", "poison")
+    wanted = ("fan_out", "consumer_killed_before_*", "confirm_lost", "send_*", "poison")
     ran = suite("run", "sqlite", *(f"--check={glob}" for glob in wanted), "--seed=7", "--report", place)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return place
@@ -87,6 +87,19 @@ def test_what_cannot_be_induced_is_unsupported_and_says_why(cells: list[dict[str
     cell = of(cells, "confirm_lost", producer_guarantee="at_least_once")
     assert cell["verdict"] == "unsupported"
     assert "not reached over a network" in str(cell["reason"])
+
+
+def test_what_cannot_be_induced_is_not_called_expected(cells: list[dict[str, object]]) -> None:
+    unsupported = [cell for cell in cells if cell["verdict"] == "unsupported"]
+    assert any(cell["check"] == "send_fails" for cell in unsupported)
+    for cell in unsupported:
+        assert "expected" not in cell["claim"].values(), cell  # type: ignore[attr-defined]
+
+
+def test_at_most_once_nothing_is_claimed_about_refusals(cells: list[dict[str, object]]) -> None:
+    cell = of(cells, "send_refused", producer_guarantee="at_most_once")
+    assert (cell["verdict"], cell["claim"]) == ("skipped", None)
+    assert of(cells, "send_refused", producer_guarantee="at_least_once")["verdict"] == "held"
 
 
 def test_a_saved_history_is_judged_the_same_without_a_broker(report: Path, cells: list[dict[str, object]]) -> None:

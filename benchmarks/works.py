@@ -41,7 +41,7 @@ def queue_of(topic: str) -> str:
 
 def rabbitmq(broker: Broker, scale: float) -> list[Work]:
     """Quorum queues."""
-    many, some, few = (_scaled(count, scale) for count in (30_000, 8_000, 3_000))
+    many, some, few = (_scaled(count, scale) for count in (50_000, 8_000, 3_000))
     url, amqp = broker.url, broker.amqp
 
     def fill(count: int) -> Callable[[str], Call]:

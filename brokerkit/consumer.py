@@ -117,8 +117,9 @@ class Delivery:
     def headers(self) -> Headers:
         """The producer's headers, without brokerkit's own."""
         headers = self._raw.headers
-        if any(name.startswith(_RESERVED) for name in headers):
-            return {name: value for name, value in headers.items() if not name.startswith(_RESERVED)}
+        for name in headers:
+            if name.startswith(_RESERVED):
+                return {name: value for name, value in headers.items() if not name.startswith(_RESERVED)}
         return headers
 
     @property

@@ -145,9 +145,8 @@ class SqliteDriver(Driver):
     def close(self, timeout: float) -> None:
         self._closed = True
         with self._lock:
-            session, self._session = self._session, None
-        if session is not None:
-            session.close()
+            if self._session is not None:
+                self._session.close()
 
     def _open(self, timeout: float, *, create: bool = False) -> Session:
         if self._closed:

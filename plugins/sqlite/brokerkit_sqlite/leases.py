@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import closing, suppress
 
 from brokerkit.driver import Subscription
 from brokerkit.errors import Closed, ConnectionLost
@@ -57,14 +58,11 @@ class Leases:
         """Ends the session; what it still leases is given back at once, its attempt counted."""
         self._stopped = True
         self.wake.set()
-        try:
-            with self.session.transaction(time.monotonic() + timeout) as db:
-                for subscription in self.groups:
-                    release(db, subscription, self.number, now_ms())
-        except (Closed, ConnectionLost):
-            pass  # their leases run out by themselves
-        finally:
-            self.session.close()
+        deadline = time.monotonic() + timeout
+        # Where it cannot be given back, the leases run out by themselves.
+        with closing(self.session), suppress(Closed, ConnectionLost), self.session.transaction(deadline) as db:
+            for subscription in self.groups:
+                release(db, subscription, self.number, now_ms())
 
     def _look(self, limits: Limits, deadline: float) -> list[Received] | None:
         """What could be leased, or None if nothing is due or the file is locked."""

@@ -104,12 +104,9 @@ def test_a_plugin_can_be_found_without_importing_its_client_library(plugin: Path
 
 
 @pytest.mark.parametrize("plugin", PLUGINS, ids=lambda path: path.name)
-def test_a_driver_reads_in_a_sitting(plugin: Path):
-    driver = plugin / "driver.py"
-    if not driver.exists():
-        pytest.skip("no driver.py yet")
-    lines = lines_of_code(driver)
-    assert lines < 700, f"{driver.relative_to(ROOT)} has {lines} lines of code"
+def test_a_plugin_is_written_in_modules_of_one_idea_each(plugin: Path):
+    sizes = {str(file.relative_to(ROOT)): lines_of_code(file) for file in plugin.rglob("*.py")}
+    assert {name: lines for name, lines in sizes.items() if lines > 450} == {}
 
 
 def lines_of_code(file: Path) -> int:

@@ -29,6 +29,8 @@ from brokerkit_sqs.topology import Queue
 _OVER = "its lease is over"
 _UNANSWERED = "the consumer was closed before SQS answered"
 _SWEEP = 0.5
+_MARGIN = 1.0
+"""Seconds by which SQS may take a lease to be over before we do: it began when the answer left, not when it came."""
 _PAUSE = 0.2
 """Seconds before a delete or a nack that got no answer is asked again."""
 _TYPICAL = 64 * 1024
@@ -201,22 +203,27 @@ class SqsReceiver(Receiver):
             polled.polls -= 1
             self._promised -= most
             polled.target = min(self._settings.parallel, 2 * polled.target) if found else max(1, polled.target // 2)
-            fresh = [some for raw in found if (some := self._take(polled.queue, raw, received)) is not None]
+            lapsed: list[SqsIncoming] = []
+            fresh = [some for raw in found if (some := self._take(polled.queue, raw, received, lapsed)) is not None]
             if not self._closed:
                 self._buffer.extend(fresh)
             self._arrived.notify_all()
+        self._lose(lapsed, _OVER)
         if self._closed:
             self._give_back(fresh)
 
-    def _take(self, queue: Queue, raw: Any, received: float) -> SqsIncoming | None:
-        """The delivery to hand out; none for a message that is in hand already, whose newest handle is kept."""
-        deadline = received + self._settings.lease_seconds
+    def _take(self, queue: Queue, raw: Any, received: float, lapsed: list[SqsIncoming]) -> SqsIncoming | None:
+        """The delivery to hand out. A message that comes again while its lease lasts is not handed out again, and only
+        its newest handle is kept; one that comes again at the end of its lease is lost to whoever had it."""
+        lease = self._settings.lease_seconds
         id = str(raw.get("MessageId", ""))
         known = self._held.get(id)
         if known is not None and known.state in ("held", "acking") and not self._closed:
-            known.handle, known.deadline, known.cap = raw["ReceiptHandle"], deadline, received + LEASE_CAP
-            return None
-        incoming = SqsIncoming(raw, queue.topic, queue, deadline, received + LEASE_CAP)
+            if known.deadline - received > min(_MARGIN, lease / 4):
+                known.handle = raw["ReceiptHandle"]
+                return None
+            lapsed.append(known)
+        incoming = SqsIncoming(raw, queue.topic, queue, received + lease, received + LEASE_CAP)
         self._typical += (incoming.size + 256 - self._typical) * 0.05
         if self._drops_repeated and (incoming.attempt or 1) > 1:
             incoming.state = "dropped"

@@ -221,6 +221,20 @@ def test_a_message_in_hand_that_comes_again_is_deleted_by_its_newest_handle(sqs:
     assert handles(sqs.batches("delete_message_batch")) == ["new"]
 
 
+def test_a_message_that_comes_again_at_the_end_of_its_lease_is_lost_to_whoever_had_it(sqs, told, make, clock):
+    sqs.arrive("m-1", "old")
+    receiver = make()
+    (incoming,) = take(receiver, 1)
+    clock[0] = 29.5
+    sqs.arrive("m-1", "new", count=2)
+    (again,) = take(receiver, 1)
+    assert (again.handle, again.attempt) == ("new", 2)
+    until(lambda: told.lost == [incoming])
+    receiver.settle(acks=[again])
+    until(lambda: told.ends)
+    assert handles(sqs.batches("delete_message_batch")) == ["new"]
+
+
 def test_a_message_that_comes_again_during_its_delete_is_deleted_again(sqs: Scripted, told: Told, make: Make):
     sqs.arrive("m-1", "old")
     receiver = make()

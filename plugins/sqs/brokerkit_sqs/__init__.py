@@ -33,4 +33,5 @@ def _local() -> Mapping[str, Callable[[], LocalBroker]]:
 
 @hookimpl
 def brokerkit_plugins() -> Sequence[Plugin]:
-    return [Plugin("sqs", ("sqs",), SqsSettings, _open, codec=_codec, local=_local)]
+    checks = "brokerkit_sqs.checks"
+    return [Plugin("sqs", ("sqs",), SqsSettings, _open, codec=_codec, local=_local, checks=checks)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from brokerkit.guarantees import Claim, Claims, FailurePoint, Guarantee, Likelihood, Properties
 from brokerkit_sqs.settings import LEASE_CAP, SqsSettings
 
@@ -47,8 +49,18 @@ def claims_of(settings: SqsSettings, limit: int, producer: Guarantee, consumer: 
         FailurePoint.CLEAN_SHUTDOWN: claim(dropped, POSSIBLE, f"what is not settled is given back; {took}"),
         FailurePoint.POISON: claim(dropped, POSSIBLE, "a dead letter is sent, confirmed, and then deleted here"),
     }
-    points |= _emulated(settings, points)
-    return Claims({str(point): found for point, found in points.items()}, _properties(settings, limit, attached))
+    points |= _emulated(settings)
+    hazards = {
+        "hazard_handed_out_twice": claim(dropped, again, "another server had not heard of the delete"),
+        "hazard_reordered": replace(claim(NEVER, POSSIBLE, "best effort only"), reorder=POSSIBLE if once else EXPECTED),
+        "hazard_delete_swallowed": claim(dropped, again, "a delete that was answered may not stick", _DELETE),
+        "hazard_stale_handle_accepted": claim(dropped, again, "nothing is deleted once its lease is over", _DELETE),
+        "hazard_batch_failed_in_part": claim(cut, POSSIBLE, "each entry has an end of its own, by its Id"),
+        "hazard_throttled": claim(cut, POSSIBLE, resent),
+    }
+    return Claims(
+        {str(point): found for point, found in points.items()} | hazards, _properties(settings, limit, attached)
+    )
 
 
 def _killed(settings: SqsSettings, resent: str) -> str:
@@ -57,7 +69,7 @@ def _killed(settings: SqsSettings, resent: str) -> str:
     return resent
 
 
-def _emulated(settings: SqsSettings, points: dict[FailurePoint, Claim]) -> dict[FailurePoint, Claim]:
+def _emulated(settings: SqsSettings) -> dict[FailurePoint, Claim]:
     if settings.emulator != "moto":
         return {}
     gone = Claim(

@@ -31,7 +31,7 @@ from brokerkit_sqs.clients import Clients
 from brokerkit_sqs.receiver import SqsReceiver
 from brokerkit_sqs.sender import SqsSender
 from brokerkit_sqs.settings import SqsSettings, place_of
-from brokerkit_sqs.topology import SNS_LIMIT, SQS_LIMIT, Topology
+from brokerkit_sqs.topology import SNS_LIMIT, SQS_LIMIT, Topology, attaches
 
 
 class SqsDriver(Driver):
@@ -101,7 +101,7 @@ class SqsDriver(Driver):
     ) -> Sender:
         self._check()
         route = self._topology.route(topic, subscription, native)
-        self._attached = self._attached or bool(native)
+        self._attached = self._attached or attaches(native)
         self._limit = min(self._limit, route.limit)
         return SqsSender(self._clients, self._settings, topic, route, guarantee, outcomes, events)
 
@@ -118,10 +118,10 @@ class SqsDriver(Driver):
         timeout: float = 10.0,
     ) -> Receiver:
         self._check()
-        if subscription.native and len(topics) > 1:
+        if attaches(subscription.native) and len(topics) > 1:
             raise ConfigurationError("an attached queue is one topic: open a consumer for each")
         queues = [self._topology.queue(topic, subscription) for topic in topics]
-        self._attached = self._attached or bool(subscription.native)
+        self._attached = self._attached or attaches(subscription.native)
         limits = {(queue.attempts, queue.dead_letter) for queue in queues}
         attempts, dead_letter = limits.pop() if len(limits) == 1 else (None, None)
         traits = Traits(

@@ -309,7 +309,7 @@ class Topology:
                 "Resource": attributes["QueueArn"],
                 "Condition": {"ArnEquals": {"aws:SourceArn": arn}},
             }
-            policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+            policy = _with_statement(attributes.get("Policy"), statement)
             try:
                 self._clients.calls.set_queue_attributes(QueueUrl=url, Attributes={"Policy": policy})
             except FAILURES as error:
@@ -361,6 +361,11 @@ def checked(native: Mapping[str, Any], *, attaching: bool = True) -> Mapping[str
     return native
 
 
+def attaches(native: Mapping[str, Any] | None) -> bool:
+    """Whether native settings name what exists already."""
+    return bool(native) and any(name in (native or {}) for name in ("queue_url", "queue", "topic_arn"))
+
+
 def _wanted(name: str) -> str:
     return "a mapping of SQS's queue attributes" if name == "attributes" else "a name, URL or ARN"
 
@@ -382,6 +387,14 @@ def no_sns(error: Exception) -> bool:
 
 def _lets_in(attributes: Mapping[str, str]) -> bool:
     return _SENTENCE in (attributes.get("Policy") or "")
+
+
+def _with_statement(policy: str | None, statement: Mapping[str, Any]) -> str:
+    """The queue's policy, if it has one, with one statement more."""
+    there = json.loads(policy) if policy else {"Version": "2012-10-17", "Statement": []}
+    statements = there.get("Statement") or []
+    there["Statement"] = [*(statements if isinstance(statements, list) else [statements]), statement]
+    return json.dumps(there)
 
 
 def _limit(attributes: Mapping[str, str]) -> int:

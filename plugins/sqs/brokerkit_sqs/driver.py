@@ -6,8 +6,11 @@ encoding.py (messages on the wire), batches.py (threads), sender.py, receiver.py
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from typing import Any, TypeVar
 
 import boto3
 
@@ -23,7 +26,7 @@ from brokerkit.driver import (
     Subscription,
     Traits,
 )
-from brokerkit.errors import Closed, ConfigurationError
+from brokerkit.errors import Closed, ConfigurationError, ConnectionLost
 from brokerkit.guarantees import Claims, Guarantee
 from brokerkit.plugins import Url
 from brokerkit_sqs.claims import claims_of
@@ -32,6 +35,8 @@ from brokerkit_sqs.receiver import SqsReceiver
 from brokerkit_sqs.sender import SqsSender
 from brokerkit_sqs.settings import SqsSettings, place_of
 from brokerkit_sqs.topology import SNS_LIMIT, SQS_LIMIT, Topology, attaches
+
+T = TypeVar("T")
 
 
 class SqsDriver(Driver):
@@ -100,7 +105,7 @@ class SqsDriver(Driver):
         timeout: float = 10.0,
     ) -> Sender:
         self._check()
-        route = self._topology.route(topic, subscription, native)
+        route = _within(timeout, lambda: self._topology.route(topic, subscription, native))
         self._attached = self._attached or attaches(native)
         self._limit = min(self._limit, route.limit)
         return SqsSender(self._clients, self._settings, topic, route, guarantee, outcomes, events)
@@ -120,7 +125,7 @@ class SqsDriver(Driver):
         self._check()
         if attaches(subscription.native) and len(topics) > 1:
             raise ConfigurationError("an attached queue is one topic: open a consumer for each")
-        queues = [self._topology.queue(topic, subscription) for topic in topics]
+        queues = _within(timeout, lambda: [self._topology.queue(topic, subscription) for topic in topics])
         self._attached = self._attached or attaches(subscription.native)
         limits = {(queue.attempts, queue.dead_letter) for queue in queues}
         attempts, dead_letter = limits.pop() if len(limits) == 1 else (None, None)
@@ -145,3 +150,20 @@ class SqsDriver(Driver):
     def _check(self) -> None:
         if self._closed:
             raise Closed("this driver is closed")
+
+
+def _within(timeout: float, ask: Callable[[], T]) -> T:
+    """What `ask` returns or raises, or ConnectionLost: boto3 bounds its calls one by one, and an opening makes some."""
+    answer: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            answer.set_result(ask())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=run, name="brokerkit sqs opening", daemon=True).start()
+    try:
+        return answer.result(timeout)
+    except FutureTimeout:
+        raise ConnectionLost(f"SQS did not answer within {timeout:g} s") from None

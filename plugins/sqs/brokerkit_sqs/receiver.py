@@ -254,7 +254,8 @@ class SqsReceiver(Receiver):
         if not found.retry:
             self._failure = translated(error, f"receiving from {polled.queue.name!r}")
             return
-        polled.resume_at = time.monotonic() + next(polled.waits)
+        with self._arrived:
+            polled.resume_at = time.monotonic() + next(polled.waits)
         self._ill(found)
 
     # ------------------------------------------------------------ leases
@@ -438,7 +439,8 @@ class SqsReceiver(Receiver):
 
     def _well(self, polled: _Polled | None = None) -> None:
         if polled is not None and polled.resume_at:
-            polled.resume_at, polled.waits = 0.0, backoffs()
+            with self._arrived:
+                polled.resume_at, polled.waits = 0.0, backoffs()
         if self._trouble:
             with self._arrived:
                 told, self._trouble = self._trouble, False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable
 
@@ -189,3 +190,12 @@ def test_a_wrong_host_is_told_within_the_timeout(host: str) -> None:
         with pytest.raises(errors.ConnectionLost, match=r"(?i)connect"):
             broker.producer("abc", timeout=2.0)
     assert time.monotonic() - began < 12
+
+
+def test_an_endpoint_that_never_answers_is_told_within_the_timeout() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        began = time.monotonic()
+        with brokerkit.connect(f"sqs://a:b@127.0.0.1:{silent.getsockname()[1]}/eu-west-1") as broker:
+            with pytest.raises(errors.ConnectionLost, match="within 1 s"):
+                broker.producer("abc", timeout=1.0)
+        assert time.monotonic() - began < 5

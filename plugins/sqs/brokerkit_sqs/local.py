@@ -21,7 +21,6 @@ from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import urlencode, urlsplit
@@ -39,6 +38,8 @@ from brokerkit.local.progress import Report
 VERSION = "1.7.1"
 ARTIFACTS = (f"org.elasticmq:elasticmq-server_2.13:{VERSION}",)
 FAST: Mapping[str, str] = {"lease_seconds": "4", "wait_seconds": "1", "request_timeout": "5"}
+MOTO_FAST: Mapping[str, str] = {**FAST, "fan_out": "sns", "wait_seconds": "0"}
+"""moto goes on with the long poll of a client that has died, and hands it what comes."""
 REGION = "us-east-1"
 KEY, SECRET = "local", "local"  # emulators take any
 
@@ -51,7 +52,7 @@ def brokers() -> Mapping[str, Callable[[], LocalBroker]]:
         "sqs:moto": lambda: Chain(
             "sqs:moto",
             [("running", _Running("sqs:moto", "SQS", 80)), ("recipe", MotoServer("sqs:moto"))],
-            fast_settings={**FAST, "fan_out": "sns"},
+            fast_settings=MOTO_FAST,
         ),
     }
 
@@ -282,7 +283,7 @@ class _Container(ContainerBroker):
 class MotoServer(_Endpoint):
     """moto's server, in a process of its own."""
 
-    fast_settings = MappingProxyType({**FAST, "fan_out": "sns"})
+    fast_settings = MOTO_FAST
     emulator = "moto"
 
     def provision(self) -> Chosen:

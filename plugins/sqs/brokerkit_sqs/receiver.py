@@ -207,7 +207,8 @@ class SqsReceiver(Receiver):
             fresh = [some for raw in found if (some := self._take(polled.queue, raw, received, lapsed)) is not None]
             if not self._closed:
                 self._buffer.extend(fresh)
-            self._arrived.notify_all()
+            if fresh or self._failure is not None:
+                self._arrived.notify_all()  # after an empty poll, the next one may wait for the next call
         self._lose(lapsed, _OVER)
         if self._closed:
             self._give_back(fresh)

@@ -356,3 +356,10 @@ def test_an_outage_is_waited_out_and_told_once(sqs: Scripted, told: Told, make: 
     sqs.arrive("m-1", "r-1")
     take(make(), 1)
     assert [news.partition(":")[0] for news in told.news] == ["trouble", "recovered"]
+
+
+def test_an_idle_consumer_does_not_poll_without_a_pause(sqs: Scripted, make: Make):
+    receiver = make()
+    for _ in range(5):
+        assert receiver.receive(10, 0.05) == []
+    assert len([name for name, _ in sqs.asked if name == "receive_message"]) <= 6

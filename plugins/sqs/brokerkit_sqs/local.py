@@ -138,7 +138,8 @@ class Installation:
     """Class-data-sharing archives, the base first."""
 
 
-_JVM = ("-XX:+UseSerialGC", "-Xshare:auto", "-XX:-UsePerfData", "-XX:TieredStopAtLevel=1", "-Xlog:disable")
+_JVM = ("-XX:+UseSerialGC", "-Xshare:auto", "-XX:-UsePerfData", "-Xlog:disable")
+_COMPILER = "-XX:TieredStopAtLevel=1"
 
 
 class ElasticMq(_Endpoint):
@@ -158,13 +159,18 @@ class ElasticMq(_Endpoint):
         self._alone(nodes)
         assert self._installation is not None
         self._ports = Ports(1)
+        settings = dict(settings)
         heap = settings.pop("jvm.heap", "256m")
-        options = settings.pop("jvm.options", "").split()
+        options = settings.pop("jvm.options", _COMPILER).split()
+        kept = settings.pop("messages", "file")
         delay = settings.pop("write_delay", "0")
-        if settings:
-            raise StartFailed(f"unknown settings {', '.join(settings)}; known: jvm.heap, jvm.options, write_delay")
+        if settings or kept not in ("file", "memory"):
+            raise StartFailed(
+                f"unknown settings {', '.join(settings) or kept}; known: messages (file or memory), write_delay (ms), "
+                "jvm.heap, jvm.options"
+            )
         file = directory / "elasticmq.conf"
-        file.write_text(_configuration(self._port, directory / "messages", delay))
+        file.write_text(_configuration(self._port, directory / "messages", delay, kept == "file"))
         found = self._installation
         shared = [f"-XX:SharedArchiveFile={':'.join(map(str, found.archives))}"] if found.archives else []
         command = [
@@ -175,8 +181,8 @@ class ElasticMq(_Endpoint):
         return [Process("ElasticMQ", command, env=env, directory=directory, log=directory / "elasticmq.log")]
 
 
-def _configuration(port: int, messages: Path, delay: str) -> str:
-    """Strict limits, and messages in a file that an answered call has reached."""
+def _configuration(port: int, messages: Path, delay: str, durable: bool) -> str:
+    """Strict limits, and messages in a file that an answered call has reached, or in memory."""
     uri = json.dumps(f"jdbc:h2:{messages};WRITE_DELAY={delay}")
     return f"""include classpath("application.conf")
 node-address {{ protocol = http, host = "{LOOPBACK}", port = {port}, context-path = "" }}
@@ -184,7 +190,7 @@ generate-node-address = false
 rest-sqs {{ enabled = true, bind-port = {port}, bind-hostname = "{LOOPBACK}", sqs-limits = strict }}
 rest-stats {{ enabled = false }}
 messages-storage {{
-  enabled = true, driver-class = "org.h2.Driver", uri = {uri}
+  enabled = {json.dumps(durable)}, driver-class = "org.h2.Driver", uri = {uri}
   username = "", password = "", prune-data-on-init = false
 }}
 aws {{ region = "{REGION}", accountId = "000000000000" }}

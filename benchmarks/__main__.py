@@ -28,7 +28,7 @@ from benchmarks.works import WORKS, Broker, costs, latencies
 from brokerkit.errors import BrokerkitError
 from brokerkit.local.contract import StartFailed, Unavailable
 
-CLIENTS = ("pika", "confluent-kafka", "kombu", "aio-pika", "faststream")
+CLIENTS = ("pika", "confluent-kafka", "boto3", "kombu", "aio-pika", "faststream")
 
 
 def main() -> int:

@@ -131,12 +131,44 @@ def sqlite(broker: Broker, scale: float) -> list[Work]:
     return [Work("sqlite: send, committed", url, send), Work("sqlite: receive and ack", url, receive)]
 
 
-WORKS: Mapping[str, Callable[[Broker, float], list[Work]]] = {"sqlite": sqlite, "rabbitmq": rabbitmq, "kafka": kafka}
+def sqs(broker: Broker, scale: float) -> list[Work]:
+    """ElasticMQ; the naive way is one message a call."""
+    many, few = (_scaled(count, scale) for count in (12_000, 1_000))
+    url = broker.url
+
+    def fill(count: int) -> Callable[[str], Call]:
+        return lambda topic: Call("raw_sqs", "send", (url, queue_of(topic), count, SIZE))
+
+    def raw(function: str, count: int, **more: bool) -> Callable[[str], Call]:
+        size = (SIZE,) if function == "send" else ()
+        return lambda topic: Call("raw_sqs", function, (url, queue_of(topic), count, *size), more)
+
+    send = [
+        _ours_send(url, many),
+        Side("raw", raw("send", many)),
+        Side("bare", raw("send", many, same_wire=False)),
+        Side("one by one", raw("send", few, one_by_one=True)),
+    ]
+    receive = [
+        _ours_receive(url, many, fill(many)),
+        Side("raw", raw("receive", many), fill(many)),
+        Side("bare", raw("receive", many, same_wire=False), fill(many)),
+        Side("one by one", raw("receive", few, one_by_one=True), fill(few)),
+    ]
+    return [Work("sqs: send, confirmed", url, send), Work("sqs: receive and ack", url, receive)]
+
+
+WORKS: Mapping[str, Callable[[Broker, float], list[Work]]] = {
+    "sqlite": sqlite,
+    "rabbitmq": rabbitmq,
+    "kafka": kafka,
+    "sqs": sqs,
+}
 
 
 def costs(broker: Broker, offered: Sequence[str], scale: float) -> list[Work]:
     """What each guarantee costs: the same sends and receives under each, as sides of one work."""
-    count = _scaled({"sqlite": 30_000, "rabbitmq": 20_000, "kafka": 100_000}[broker.name], scale)
+    count = _scaled({"sqlite": 30_000, "rabbitmq": 20_000, "kafka": 100_000, "sqs": 8_000}[broker.name], scale)
     batch = SQLITE_BATCH if broker.name == "sqlite" else 0
 
     def sending(guarantee: str) -> Side:

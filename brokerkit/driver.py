@@ -15,9 +15,9 @@ are never handed to the new one. A client library that reconnects by itself with
 come while another call blocks and must make it return or raise Closed. Callbacks may come from any thread,
 also from inside a call; the layer never calls back into the driver from `outcomes` or `settled`.
 
-**Blocking.** With `blocking = True` (sqlite, boto3, unary pull) every call may block for a round trip, and the
-layer runs sends on a thread of its own. With `blocking = False` (pika's I/O thread, librdkafka's queues)
-`send` and `settle` only enqueue and return at once; the driver owns the client's I/O thread.
+**Blocking.** With `blocking = True` (sqlite, unary pull) every call may block for a round trip, and the layer runs
+sends on a thread of its own. With `blocking = False` (pika's I/O thread, librdkafka's queues, a few threads around
+boto3) `send` and `settle` only enqueue and return at once; the driver owns the client's I/O threads.
 
 **Errors.** Raise the classes of errors.py only; translate the client's. Calls that talk to the broker raise
 ConnectionLost when it cannot be reached within `timeout`, AccessRefused for credentials, NotFound for what

@@ -12,7 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Protocol
 
-from brokerkit.errors import BrokerkitError
+from brokerkit.errors import BrokerkitError, NotSupported
 from brokerkit.local.contract import Unavailable
 from brokerkit.local.keeper import temporary_directory
 from brokerkit_conformance import verdict
@@ -211,7 +211,8 @@ def _tell(story: Story, spec: CheckSpec) -> str:
     try:
         spec.run(story)
         return ""
-    except CannotInduce as cannot:
+    except (CannotInduce, NotSupported) as cannot:
+        # The library says by name that this broker has no such thing, as a check does.
         story.journal.write("unsupported", reason=str(cannot))
         return ""
     except DidNotFire as error:

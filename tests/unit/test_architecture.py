@@ -72,7 +72,13 @@ def test_the_core_imports_no_plugin_no_client_library_and_not_the_suite():
 
 
 def test_there_are_plugins_to_look_at():
-    assert {"brokerkit_memory", "brokerkit_sqlite", "brokerkit_rabbitmq", "brokerkit_kafka"} <= PLUGIN_NAMES
+    assert {
+        "brokerkit_memory",
+        "brokerkit_sqlite",
+        "brokerkit_rabbitmq",
+        "brokerkit_kafka",
+        "brokerkit_sqs",
+    } <= PLUGIN_NAMES
 
 
 @pytest.mark.parametrize("plugin", PLUGINS, ids=lambda path: path.name)
@@ -127,7 +133,7 @@ def test_a_check_names_no_broker():
     """Neither by import nor by a string: what holds on one broker only is a check that its plugin brings."""
     checks = SUITE / "checks"
     assert offences(checks, PLUGIN_NAMES | CLIENTS) == []
-    names = {"rabbitmq", "kafka", "sqlite", "memory", "pika"}
+    names = {"rabbitmq", "kafka", "sqs", "sqlite", "memory", "pika", "boto3"}
     named = [
         f"{file.relative_to(ROOT)}:{node.lineno} says {node.value!r}"
         for file, _ in modules(checks)

@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from brokerkit.driver import Codec, Frame
 from brokerkit_conformance.faults import DidNotFire
@@ -28,7 +28,18 @@ from brokerkit_conformance.faults.owners import owner_of
 T = TypeVar("T")
 Way = Literal["client", "broker"]
 """Who speaks: `client` is what goes to the broker, `broker` what comes from it."""
-Action = Literal["refuse", "cut", "delay", "blackhole", "drop_frame"]
+Action = Literal["refuse", "cut", "delay", "blackhole", "drop_frame", "change_frame"]
+
+
+class Changed(NamedTuple):
+    """What becomes of a frame: `on` goes on in its place, `back` is answered to whoever sent it."""
+
+    on: bytes = b""
+    back: bytes = b""
+
+
+Change = Callable[[Frame], Changed | None]
+"""Says what becomes of a frame, or None to let it pass as if it had not been looked at."""
 
 _RESET = struct.pack("ii", 1, 0)
 _CHUNK = 65536
@@ -45,6 +56,7 @@ class Rule:
     then: Literal["cut", "swallow", "pass"] = "pass"
     times: int = 1
     seconds: float = 0.0
+    change: Change | None = None
     evidence: list[dict[str, Any]] = field(default_factory=list)
     fired: threading.Event = field(default_factory=threading.Event)
 
@@ -57,7 +69,7 @@ class Rule:
         if not self.fired.wait(timeout):
             what = " or ".join(sorted(self.kinds)) or "connection"
             raise DidNotFire(f"no {what} came by the proxy to {self.action} within {timeout:.0f} s")
-        unit = "frames" if self.action == "drop_frame" else "connections"
+        unit = "frames" if self.action in ("drop_frame", "change_frame") else "connections"
         return {unit: len(self.evidence), **self.evidence[0]}
 
 
@@ -124,6 +136,11 @@ class Proxy:
         `swallow`: everything that follows from that process is swallowed and new connections are reset, until
         healed; `pass`: goes on."""
         return self._arm(Rule("drop_frame", of, way, frozenset(kinds), then, times))
+
+    def change_frame(self, *kinds: str, way: Way, change: Change, of: int | None = None, times: int = 1) -> Rule:
+        """Lets `change` say what becomes of frames of these kinds, until it has done so `times` times. It runs on the
+        proxy's thread: quick, and without a wait."""
+        return self._arm(Rule("change_frame", of, way, frozenset(kinds), "pass", times, change=change))
 
     def heal(self, rule: Rule | None = None) -> None:
         """Takes this rule away, or all; connections that lost bytes are reset."""
@@ -307,7 +324,7 @@ class _Connection:
         passed = bytearray()
         for frame in frames:
             if not self._dropped(way, frame):
-                passed += self._unless_blackholed(way, frame.raw)
+                passed += self._unless_blackholed(way, self._changed(way, frame))
             if self._reset:
                 return b""
         return bytes(passed)
@@ -334,6 +351,22 @@ class _Connection:
                     self._proxy.keep_away(rule)
                 return True
         return False
+
+    def _changed(self, way: Way, frame: Frame) -> bytes:
+        """The frame, or what a rule makes of it; the codec sees what is answered in the broker's place."""
+        for rule in self._rules("change_frame"):
+            if rule.way != way or frame.kind not in rule.kinds or len(rule.evidence) >= rule.times:
+                continue
+            assert rule.change is not None
+            changed = rule.change(frame)
+            if changed is None:
+                continue
+            rule.bit(frame=frame.native, kind=frame.kind, ids=list(frame.ids), bytes=len(frame.raw))
+            if changed.back:
+                self._frames("broker" if way == "client" else "client", changed.back)
+                self._writers[0 if way == "client" else 1].write(changed.back)
+            return changed.on
+        return frame.raw
 
     def _unless_blackholed(self, way: Way, data: bytes) -> bytes:
         for rule in self._rules("blackhole"):

@@ -10,7 +10,7 @@ from typing import Any
 
 from brokerkit import _fork
 from brokerkit.broker import Broker
-from brokerkit.driver import Confirmed, End, Incoming, Nack, Outcome, Refused, Reject, Settlement, Token
+from brokerkit.driver import Cause, Confirmed, End, Incoming, Nack, Outcome, Refused, Reject, Settlement, Token
 from brokerkit.errors import BrokerkitError, ConnectionLost
 from brokerkit.message import Message, new_id
 from brokerkit_conformance.mutants.around import ReceiverShell, SenderShell, broken, tokens
@@ -211,6 +211,21 @@ def dedups_by_body(broker: Broker) -> Broker:
 
 
 # ---------------------------------------------------------------- sending
+
+
+def ignores_failed_entries(broker: Broker) -> Broker:
+    """A batch that was answered is taken to be stored, whatever the answer says of its entries."""
+
+    class Trusting(SenderShell):
+        def told(self, outcomes: Sequence[Outcome]) -> None:
+            self.outcomes(
+                [
+                    Confirmed(one.first, one.last) if getattr(one, "cause", "") == Cause.NACKED else one
+                    for one in outcomes
+                ]
+            )
+
+    return broken(broker, sender=Trusting)
 
 
 def confirmed_on_write(broker: Broker) -> Broker:

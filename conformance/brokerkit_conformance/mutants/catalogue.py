@@ -97,4 +97,7 @@ MUTANTS = [
     Mutant("confirmed_on_write", "producer_killed", "violated", _LOST, "rabbitmq"),
     Mutant("confirmed_on_write", "producer_killed", "violated", _LOST, "kafka"),
     Mutant("late_ack_reported_settled", "consumer_frozen", "violated", r"late ack", "kafka"),
+    Mutant("late_ack_reported_settled", "consumer_frozen", "violated", r"late ack", "sqs"),
+    Mutant("late_ack_reported_settled", "hazard_stale_handle_accepted", "violated", r"late ack", "sqs"),
+    Mutant("ignores_failed_entries", "hazard_batch_failed_in_part", "violated", _LOST, "sqs"),
 ]

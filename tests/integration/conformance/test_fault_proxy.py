@@ -16,7 +16,7 @@ from contextlib import ExitStack, closing
 
 import pytest
 from brokerkit_conformance.faults import DidNotFire
-from brokerkit_conformance.faults.proxy import Proxy
+from brokerkit_conformance.faults.proxy import Changed, Proxy
 
 from brokerkit.driver import Frame
 
@@ -295,3 +295,30 @@ def test_a_broker_that_is_down_looks_like_a_reset_connection() -> None:
             client.recv(100)
     finally:
         proxy.stop()
+
+
+def test_a_changed_frame_goes_on_in_its_new_form_and_counts_as_evidence(
+    proxy: Proxy, broker: socketserver.ThreadingTCPServer
+) -> None:
+    with closing(connect(proxy)) as client:
+        rule = proxy.change_frame("ack", way="client", change=lambda frame: Changed(frame.raw.replace(b"m1", b"m2")))
+        assert ask(client, "ack m1") == b"confirm ack m2\n"
+        assert ask(client, "ack m1") == b"confirm ack m1\n", "once is enough"
+        evidence = rule.wait(5)
+        assert (evidence["frames"], evidence["frame"], evidence["ids"]) == (1, "toy.ack", ["m1"])
+
+
+def test_a_frame_can_be_answered_in_the_broker_s_place(proxy: Proxy, broker: socketserver.ThreadingTCPServer) -> None:
+    with closing(connect(proxy)) as client:
+        proxy.change_frame("ack", way="client", change=lambda _: Changed(back=b"confirm nothing\n"))
+        assert ask(client, "ack m1") == b"confirm nothing\n"
+        assert ask(client, "publish m2") == b"confirm publish m2\n"
+        assert broker.seen == [b"publish m2\n"]  # type: ignore[attr-defined]
+
+
+def test_a_frame_that_a_change_leaves_alone_is_no_evidence(proxy: Proxy) -> None:
+    with closing(connect(proxy)) as client:
+        rule = proxy.change_frame("ack", way="client", change=lambda frame: None)
+        assert ask(client, "ack m1") == b"confirm ack m1\n"
+        with pytest.raises(DidNotFire):
+            rule.wait(0.1)

@@ -62,6 +62,13 @@ def test_a_block_that_needs_kafka(code: str, kafka, tmp_path: Path):
     run(code, {"kafka://localhost:9092": kafka.url, "localhost:9092": address}, tmp_path)
 
 
+@pytest.mark.parametrize("code", found("sqs"))
+def test_a_block_that_needs_sqs(code: str, sqs, tmp_path: Path):
+    address = urlsplit(sqs.url).netloc.rpartition("@")[2]
+    places = {"sqs://local:local@localhost:9324/us-east-1": sqs.url, "http://localhost:9324": f"http://{address}"}
+    run(code, places, tmp_path)
+
+
 @pytest.mark.parametrize("code", found("fixtures"))
 def test_a_block_that_shows_fixtures(code: str, tmp_path: Path):
     (tmp_path / "test_block.py").write_text(code)

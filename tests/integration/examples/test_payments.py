@@ -1,4 +1,4 @@
-"""The example program runs unchanged on four URLs, and its messages are ordinary ones to raw clients."""
+"""The example program runs unchanged on five URLs, and its messages are ordinary ones to raw clients."""
 
 from __future__ import annotations
 
@@ -125,4 +125,36 @@ def test_on_kafka(kafka, clean):
     producer = Producer({"bootstrap.servers": servers})
     producer.produce("payments", BODY, key=b"customer-9")
     assert producer.flush(30) == 0
+    assert "4 payments charged, $200" in program(url, "charge", "--patience", "8")
+
+
+@pytest.mark.integration
+def test_on_sqs(sqs, clean):
+    import boto3
+
+    url = clean(sqs.url)
+    parts = urlsplit(url)
+    program(url, "send", "--count", "3")
+    raw = boto3.client(
+        "sqs",
+        endpoint_url=f"http://{parts.hostname}:{parts.port}",
+        region_name=parts.path.strip("/"),
+        aws_access_key_id=parts.username,
+        aws_secret_access_key=parts.password,
+    )
+    queue = raw.get_queue_url(QueueName="payments--ledger")["QueueUrl"]
+    found = {}
+    give_up = time.monotonic() + 30
+    while len(found) < 3 and time.monotonic() < give_up:
+        answer = raw.receive_message(
+            QueueUrl=queue, MaxNumberOfMessages=10, WaitTimeSeconds=1, MessageAttributeNames=["All"]
+        )
+        for message in answer.get("Messages", ()):
+            values = {name: value["StringValue"] for name, value in message["MessageAttributes"].items()}
+            found[values["brokerkit-id"]] = (message["Body"].encode(), values["brokerkit-key"], values["currency"])
+            raw.change_message_visibility(
+                QueueUrl=queue, ReceiptHandle=message["ReceiptHandle"], VisibilityTimeout=0 if len(found) == 3 else 5
+            )
+    assert found == {f"payment-{number}": (BODY, f"customer-{number}", "USD") for number in range(3)}
+    raw.send_message(QueueUrl=queue, MessageBody=BODY.decode())
     assert "4 payments charged, $200" in program(url, "charge", "--patience", "8")

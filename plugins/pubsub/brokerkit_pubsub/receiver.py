@@ -1,0 +1,410 @@
+"""Receiving: unary pulls, batched acks, leases whose end is known here.
+
+Unary pull rather than streaming pull: it hands out whole batches and keeps the bound in flight in the layer's hands,
+and it is many times faster on emulators (benchmarks/). A pull stays under way between calls of `receive`, for
+cancelling one would leave what it was about to bring leased to nobody.
+
+The service accepts an ack of a lease that is over without a word, unless the subscription has exactly-once delivery.
+So every delivery carries until when its lease lasts, and one that is over ends lost here. An ack without an answer is
+sent again while the lease lasts: it is idempotent. The session ends when nothing was answered for a whole lease.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import grpc
+from grpc import StatusCode
+
+from brokerkit.driver import End, Incoming, Nack, Receiver, ReceiverEvents, Reject, Settled, Settlement, Token, Traits
+from brokerkit.errors import ConnectionLost, NotSupported
+from brokerkit.guarantees import Guarantee
+from brokerkit_pubsub.encoding import PubsubIncoming
+from brokerkit_pubsub.errors import TRANSIENT, ack_failures, translated
+from brokerkit_pubsub.link import (
+    AcknowledgeRequest,
+    GetSubscriptionRequest,
+    Link,
+    ModifyAckDeadlineRequest,
+    PullRequest,
+)
+
+_PULL = 20.0
+"""Seconds a pull may wait at the service for a message."""
+_IDS = 1000
+"""Ack ids of one request; the service takes half a MiB of them."""
+LONGEST = 600
+"""Seconds of the longest lease, and of the longest delay of a nack."""
+
+
+class _Pull:
+    """One subscription, and the pull that is under way on it."""
+
+    def __init__(self, topic: str, path: str) -> None:
+        self.topic = topic
+        self.path = path
+        self.future: Any = None
+        self.asked = 0
+        self.ended_at = 0.0
+
+
+class PubsubReceiver(Receiver):
+    def __init__(
+        self,
+        link: Link,
+        subscriptions: Sequence[tuple[str, str]],
+        traits: Traits,
+        guarantee: Guarantee,
+        settled: Settled,
+        events: ReceiverEvents,
+        prefetch_bytes: int,
+    ) -> None:
+        """`subscriptions`: topics as the user names them, each with its subscription's whole name."""
+        assert traits.lease_seconds is not None
+        self.traits = traits
+        self._link = link
+        self._pulls = [_Pull(topic, path) for topic, path in subscriptions]
+        self._lease = traits.lease_seconds
+        self._once = guarantee is Guarantee.AT_MOST_ONCE
+        self._settled = settled
+        self._events = events
+        self._prefetch_bytes = prefetch_bytes
+        self._typical = 1024.0
+        self._timeout = max(1.0, min(10.0, self._lease / 2))
+        self._arrived = threading.Event()
+        self._unanswered: list[PubsubIncoming] = []
+        self._lock = threading.Lock()
+        self._failing_since: float | None = None
+        self._over = ""
+        self._told = False
+        self._closed = False
+
+    # ------------------------------------------------------------ receiving
+
+    def receive(self, max_messages: int, timeout: float) -> Sequence[Incoming]:
+        self._check()
+        if max_messages <= 0:
+            if timeout > 0:
+                self._arrived.wait(timeout)
+            return []
+        self._arrived.clear()
+        self._begin(max_messages)
+        if not any(pull.future.done() for pull in self._pulls if pull.future is not None):
+            self._arrived.wait(timeout)
+            self._check()
+        received: list[Incoming] = []
+        for pull in self._pulls:
+            if pull.future is not None and pull.future.done():
+                received += self._collect(pull)
+        if not received and self._failing_since is not None:
+            self._arrived.wait(min(timeout, 0.1))  # calls fail at once where nobody listens
+        return received
+
+    def _begin(self, max_messages: int) -> None:
+        """Starts the pulls that may be, within the bounds on messages and, by their typical size, on bytes."""
+        idle = [pull for pull in self._pulls if pull.future is None]
+        room = min(max_messages, max(1, int(self._prefetch_bytes / self._typical)))
+        room -= sum(pull.asked for pull in self._pulls if pull.future is not None)
+        for left, pull in zip(range(len(idle), 0, -1), idle, strict=True):
+            asked = min(max(0, room // left), _IDS)
+            if asked:
+                room -= asked
+                self._start(pull, asked)
+
+    def _start(self, pull: _Pull, asked: int) -> None:
+        def ended(_: Any) -> None:
+            pull.ended_at = time.monotonic()
+            self._arrived.set()
+
+        pull.asked = asked
+        try:
+            pull.future = self._link.begin(
+                "Pull", PullRequest(subscription=pull.path, max_messages=asked), _PULL, ended
+            )
+        except ValueError:  # the channel was closed by another thread
+            self._check()
+            raise
+
+    def _collect(self, pull: _Pull) -> list[PubsubIncoming]:
+        future, pull.future = pull.future, None
+        try:
+            found = future.result().received_messages
+        except grpc.FutureCancelledError:
+            self._check()
+            return []
+        except grpc.RpcError as error:
+            self._pull_failed(pull, error)
+            return []
+        self._answered()
+        deadline = (pull.ended_at or time.monotonic()) + self._lease
+        received = [PubsubIncoming(native, pull.topic, pull.path, deadline) for native in found]
+        if received:
+            mean = sum(delivery.size for delivery in received) / len(received)
+            self._typical = max(1.0, mean, 0.8 * self._typical + 0.2 * mean)
+        return received
+
+    def _pull_failed(self, pull: _Pull, error: grpc.RpcError) -> None:
+        if error.code() is StatusCode.DEADLINE_EXCEEDED and self._alive(pull):
+            return  # nothing was sent meanwhile
+        self._failed(error, f"pulling from {pull.path}")
+
+    def _alive(self, pull: _Pull) -> bool:
+        """Whether the service answers at all: a pull that brings nothing looks the same on a dead connection."""
+        try:
+            self._link.call("GetSubscription", GetSubscriptionRequest(subscription=pull.path), self._timeout)
+        except grpc.RpcError as error:
+            return error.code() not in TRANSIENT and error.code() is not StatusCode.NOT_FOUND
+        return True
+
+    # ------------------------------------------------------------ settling
+
+    def settle(
+        self,
+        acks: Sequence[Token] = (),
+        nacks: Sequence[Nack] = (),
+        rejects: Sequence[Reject] = (),
+    ) -> None:
+        self._check()
+        if rejects:
+            raise NotSupported("Pub/Sub moves nothing to the dead letters when asked to: the layer does")
+        ends = _Ends()
+        with self._lock:
+            again, self._unanswered = self._unanswered, []
+        for path, tokens in _by_place([*again, *self._held(acks, ends)]):
+            self._ack(path, self._held(tokens, ends), ends)
+        for delay in {nack.delay for nack in nacks}:
+            tokens = self._held([nack.token for nack in nacks if nack.delay == delay], ends)
+            for path, some in _by_place(tokens):
+                self._modify(path, some, min(LONGEST, math.ceil(delay)), ends)
+        self._tell(ends)
+
+    def extend(self, tokens: Sequence[Token], seconds: float) -> None:
+        self._check()
+        ends = _Ends()
+        asked = min(LONGEST, max(1, math.ceil(seconds)))
+        for path, some in _by_place(self._held(tokens, ends)):
+            began = time.monotonic()
+            failed = len(ends.lost)
+            if self._modify(path, some, asked, ends, renewal=True):
+                lost = set(ends.lost[failed:])
+                for token in some:
+                    if token not in lost:
+                        token.deadline = began + asked
+        if ends.lost:
+            self._events.lease_lost(ends.lost, "no renewal reached Pub/Sub before the lease was over")
+        self._end_if_over()
+
+    def flush(self, timeout: float) -> None:
+        if self._unanswered:
+            self.settle()
+
+    def close(self, timeout: float) -> None:
+        self._closed = True
+        self._arrived.set()
+        if not self._over:
+            self._give_back()
+        for pull in self._pulls:
+            if pull.future is not None:
+                pull.future.cancel()
+        self._link.close()
+
+    def _give_back(self) -> None:
+        """What pulls brought and nobody was handed."""
+        ends = _Ends()
+        for pull in self._pulls:
+            future = pull.future
+            if future is not None and future.done() and not future.cancelled() and future.exception() is None:
+                ids = [native.ack_id for native in future.result().received_messages]
+                for some in _cut(ids):
+                    self._ask("ModifyAckDeadline", _nack(pull.path, some), [], ends)
+
+    def _held(self, tokens: Iterable[PubsubIncoming], ends: _Ends) -> list[PubsubIncoming]:
+        """Those whose lease lasts; the others are over, and are somebody else's or will be."""
+        now = time.monotonic()
+        held = []
+        for token in tokens:
+            if token.deadline > now:
+                held.append(token)
+            else:
+                (ends.unknown if token.asked else ends.lost).append(token)
+        return held
+
+    def _ack(self, path: str, tokens: list[PubsubIncoming], ends: _Ends) -> None:
+        for some in _cut(tokens):
+            request = AcknowledgeRequest(subscription=path, ack_ids=[token.native.ack_id for token in some])
+            self._ask("Acknowledge", request, some, ends)
+
+    def _modify(
+        self, path: str, tokens: list[PubsubIncoming], seconds: int, ends: _Ends, *, renewal: bool = False
+    ) -> bool:
+        """Whether it was answered."""
+        answered = True
+        for some in _cut(tokens):
+            request = ModifyAckDeadlineRequest(
+                subscription=path, ack_ids=[token.native.ack_id for token in some], ack_deadline_seconds=seconds
+            )
+            answered &= self._ask("ModifyAckDeadline", request, some, ends, renewal=renewal, again=False)
+        return answered
+
+    def _ask(
+        self,
+        method: str,
+        request: Any,
+        tokens: list[PubsubIncoming],
+        ends: _Ends,
+        *,
+        renewal: bool = False,
+        again: bool = True,
+    ) -> bool:
+        """One call about these tokens, and what it says of each. `again`: asked once more when there is no answer."""
+        try:
+            self._link.call(method, request, self._timeout)
+        except grpc.RpcError as error:
+            return self._not_done(method, error, tokens, ends, renewal, again)
+        except ValueError:  # the channel was closed by another thread
+            ends.unknown += tokens
+            return False
+        self._answered()
+        if not renewal:
+            ends.settled += tokens
+        return True
+
+    def _not_done(
+        self,
+        method: str,
+        error: grpc.RpcError,
+        tokens: list[PubsubIncoming],
+        ends: _Ends,
+        renewal: bool,
+        again: bool,
+    ) -> bool:
+        failures = ack_failures(error)
+        if failures:  # exactly-once delivery: those that are not named were done
+            self._answered()
+            for token in tokens:
+                failure = failures.get(token.native.ack_id, "")
+                if not failure:
+                    ends.settled += [] if renewal else [token]
+                elif failure.startswith("TRANSIENT"):
+                    self._later([token], ends, renewal, again)
+                else:
+                    # An ack that was sent before may be what made this id stale.
+                    (ends.unknown if token.asked else ends.lost).append(token)
+            return True
+        if error.code() in TRANSIENT:
+            self._trouble(f"{method}: {error.details() or error.code().name}")
+            self._later(tokens, ends, renewal, again)
+            return False
+        ends.lost += tokens
+        if error.code() is StatusCode.NOT_FOUND:
+            self._end(f"{method}: {error.details()}")
+        else:
+            self._trouble(f"{method}: {translated(error, 'it was refused')}")
+        return False
+
+    def _later(self, tokens: list[PubsubIncoming], ends: _Ends, renewal: bool, again: bool) -> None:
+        """A renewal comes again by itself; an ack is sent again, but where it would come too late to count."""
+        if renewal:
+            return
+        if not again or self._once:
+            ends.unknown += tokens
+            return
+        ends.sent += [token for token in tokens if not token.asked]
+        for token in tokens:
+            token.asked = True
+        with self._lock:
+            self._unanswered += tokens
+
+    def _tell(self, ends: _Ends) -> None:
+        told = [
+            Settlement(ends.settled, End.SETTLED),
+            Settlement(ends.sent, End.SENT, "no answer yet; it is asked again"),
+            Settlement(ends.lost, End.LOST, "its lease was over"),
+            Settlement(ends.unknown, End.UNKNOWN, "no answer"),
+        ]
+        told = [settlement for settlement in told if settlement.tokens]
+        if told:
+            self._settled(told)
+        self._end_if_over()
+
+    # ------------------------------------------------------------ the session
+
+    def _answered(self) -> None:
+        if self._failing_since is not None:
+            self._failing_since = None
+            self._events.recovered()
+
+    def _failed(self, error: grpc.RpcError, doing: str) -> None:
+        """After a pull that failed: goes on, ends the session, or raises what ends the consumer."""
+        if error.code() is StatusCode.NOT_FOUND:
+            self._end(f"{doing}: {error.details()}")
+            self._end_if_over()
+        elif error.code() in TRANSIENT:
+            self._trouble(f"{doing}: {error.details() or error.code().name}")
+            self._end_if_over()
+        else:
+            raise translated(error, doing)
+
+    def _trouble(self, reason: str) -> None:
+        now = time.monotonic()
+        if self._failing_since is None:
+            self._failing_since = now
+            self._events.trouble(reason)
+        elif now - self._failing_since > self._lease:
+            self._end(f"no answer for {now - self._failing_since:.0f} s: {reason}")
+
+    def _end(self, reason: str) -> None:
+        with self._lock:
+            if self._over:
+                return
+            self._over = reason
+            tokens, self._unanswered = self._unanswered, []
+        if tokens:
+            self._settled([Settlement(tokens, End.UNKNOWN, reason)])
+
+    def _end_if_over(self) -> None:
+        with self._lock:
+            tell = bool(self._over) and not self._told and not self._closed
+            self._told = self._told or tell
+        if tell:
+            self._arrived.set()
+            self._events.disconnected(self._over)
+
+    def _check(self) -> None:
+        if self._closed:
+            raise ConnectionLost("the receiver was closed")
+        if self._over:
+            raise ConnectionLost(self._over)
+
+
+class _Ends:
+    """How settlements ended, as they become known."""
+
+    __slots__ = ("lost", "sent", "settled", "unknown")
+
+    def __init__(self) -> None:
+        self.settled: list[PubsubIncoming] = []
+        self.sent: list[PubsubIncoming] = []
+        self.lost: list[PubsubIncoming] = []
+        self.unknown: list[PubsubIncoming] = []
+
+
+def _nack(path: str, ids: Sequence[str]) -> Any:
+    return ModifyAckDeadlineRequest(subscription=path, ack_ids=ids, ack_deadline_seconds=0)
+
+
+def _by_place(tokens: Sequence[PubsubIncoming]) -> Iterator[tuple[str, list[PubsubIncoming]]]:
+    """Deliveries of each subscription; nearly always there is one."""
+    places: dict[str, list[PubsubIncoming]] = {}
+    for token in tokens:
+        places.setdefault(token.place, []).append(token)
+    yield from places.items()
+
+
+def _cut(items: Sequence[Any]) -> Iterator[Any]:
+    for start in range(0, len(items), _IDS):
+        yield items[start : start + _IDS]

@@ -6,10 +6,12 @@ of a send or a receive. One call is one attempt.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
+import google.auth
 import google.auth.exceptions
 import grpc
 from google.protobuf import empty_pb2
@@ -108,14 +110,23 @@ def _channel(config: Config) -> grpc.Channel:
     try:
         return PublisherGrpcTransport.create_channel(
             settings.endpoint or PublisherGrpcTransport.DEFAULT_HOST,
-            credentials_file=settings.credentials_file,
+            credentials=_credentials(settings.credentials_file) if settings.credentials_file else None,
             quota_project_id=settings.quota_project,
             options=options,
         )
     except google.auth.exceptions.DefaultCredentialsError as error:
-        if settings.credentials_file is not None:
-            raise ConfigurationError(f"credentials_file {settings.credentials_file!r} cannot be used") from error
         raise AccessRefused(
             "no Google credentials were found: run `gcloud auth application-default login`, set "
             "GOOGLE_APPLICATION_CREDENTIALS or credentials_file, or name an emulator with emulator_host"
         ) from error
+
+
+def _credentials(file: str) -> Any:
+    """From a key or workload identity file; nothing of what is in it gets into an error."""
+    try:
+        with warnings.catch_warnings():
+            # It warns of files from untrusted sources; this one the user has named.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return google.auth.load_credentials_from_file(file, scopes=PublisherGrpcTransport.AUTH_SCOPES)[0]
+    except (google.auth.exceptions.GoogleAuthError, ValueError, OSError) as error:
+        raise ConfigurationError(f"credentials_file {file!r} cannot be used: {type(error).__name__}") from None

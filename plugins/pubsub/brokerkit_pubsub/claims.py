@@ -47,7 +47,10 @@ def claims(facts: Facts, emulator: str | None, max_body: int, producer: Guarante
             source=_PUBLISH,
         ),
         FailurePoint.SEND_FAILS: Claim(
-            cut, resent, condition=_blind(blind) or "a send without an answer is tried again", source=_PUBLISH
+            EXPECTED if blind else dropped,
+            resent,
+            condition=_blind(blind) or "a send without an answer is tried again",
+            source=_PUBLISH,
         ),
         FailurePoint.PRODUCER_KILLED: Claim(
             cut, resent, condition=_blind(blind) or "a send without an answer is tried again", source=_PUBLISH

@@ -127,6 +127,7 @@ def _credentials(file: str) -> Any:
         with warnings.catch_warnings():
             # It warns of files from untrusted sources; this one the user has named.
             warnings.simplefilter("ignore", DeprecationWarning)
-            return google.auth.load_credentials_from_file(file, scopes=PublisherGrpcTransport.AUTH_SCOPES)[0]
+            load: Any = google.auth.load_credentials_from_file
+            return load(file, scopes=PublisherGrpcTransport.AUTH_SCOPES)[0]
     except (google.auth.exceptions.GoogleAuthError, ValueError, OSError) as error:
         raise ConfigurationError(f"credentials_file {file!r} cannot be used: {type(error).__name__}") from None

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 from brokerkit_pubsub import receiver as module
 from brokerkit_pubsub.receiver import PubsubReceiver
-from .scripted_link import Failed, FakeLink, pulled
 from grpc import StatusCode
 
 from brokerkit.driver import Nack, Traits
 from brokerkit.errors import AccessRefused, ConnectionLost
 from brokerkit.guarantees import Guarantee
+
+from .scripted_link import Failed, FakeLink, pulled
 
 PATH = "projects/p/subscriptions/t--s"
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 from brokerkit_pubsub.sender import PubsubSender
-from .scripted_link import Failed, FakeLink
 from grpc import StatusCode
 
 from brokerkit.driver import Cause, Confirmed, Refused, Unknown
 from brokerkit.errors import ConnectionLost
 from brokerkit.guarantees import Guarantee
 from brokerkit.message import Message
+
+from .scripted_link import Failed, FakeLink
 
 
 class Told:

@@ -28,4 +28,5 @@ def _local() -> Mapping[str, Callable[[], LocalBroker]]:
 
 @hookimpl
 def brokerkit_plugins() -> Sequence[Plugin]:
-    return [Plugin("pubsub", ("pubsub",), PubsubSettings, _open, codec=_codec, local=_local)]
+    checks = "brokerkit_pubsub.checks"
+    return [Plugin("pubsub", ("pubsub",), PubsubSettings, _open, codec=_codec, local=_local, checks=checks)]

@@ -37,7 +37,7 @@ def claims(facts: Facts, emulator: str | None, max_body: int, producer: Guarante
     resent = NEVER if blind else POSSIBLE
     unasked = NEVER if facts.exactly_once else POSSIBLE
     plain = _unasked(facts)
-    points = {
+    points: dict[str, Claim] = {
         FailurePoint.NONE: Claim(NEVER, unasked, condition=plain, source=_ONCE if facts.exactly_once else _DELIVERY),
         FailurePoint.CONFIRM_LOST: Claim(
             cut,
@@ -74,6 +74,21 @@ def claims(facts: Facts, emulator: str | None, max_body: int, producer: Guarante
             maybe_again,
             condition="the hop to the dead letters is a confirmed send, then the ack; Pub/Sub's own may double too",
             source=_DEAD,
+        ),
+    }
+    points |= {
+        "hazard_publish_answer_lost": points[FailurePoint.CONFIRM_LOST],
+        "hazard_pull_answer_lost": Claim(
+            dropped, unasked, condition="the lease of what never arrived runs out", source=_MEASURED
+        ),
+        "hazard_ack_answer_lost": Claim(
+            dropped, unasked, condition="an ack without an answer is sent again while the lease lasts", source=_MEASURED
+        ),
+        "hazard_renewal_lost": Claim(
+            NEVER, unasked, condition="renewals come at a third of the lease", source=_MEASURED
+        ),
+        "hazard_connection_cut": Claim(
+            dropped, maybe_again, condition="leases outlast the connection, and acks are sent again", source=_MEASURED
         ),
     }
     return Claims({str(point): claim for point, claim in points.items()}, _properties(facts, emulator, max_body))

@@ -55,7 +55,7 @@ def translated(error: grpc.RpcError, doing: str) -> BrokerkitError:
 
 def ack_failures(error: grpc.RpcError) -> Mapping[str, str]:
     """By ack id why it failed, where the answer says so: exactly-once delivery answers for each one."""
-    status = rpc_status.from_call(error)
+    status = rpc_status.from_call(error) if hasattr(error, "trailing_metadata") else None
     for detail in status.details if status is not None else ():
         info = ErrorInfo()
         if detail.Is(ErrorInfo.DESCRIPTOR) and detail.Unpack(info):

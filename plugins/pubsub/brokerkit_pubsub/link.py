@@ -55,6 +55,24 @@ _METHODS: dict[str, tuple[str, Any]] = {
 }
 
 
+class NoMessage(grpc.RpcError):  # type: ignore[misc]
+    """The call was said to be done, and its answer is missing: gRPC's Python client takes that for success."""
+
+    def code(self) -> grpc.StatusCode:
+        return grpc.StatusCode.INTERNAL
+
+    def details(self) -> str:
+        return "the answer had no message"
+
+
+def answer_of(future: Any) -> Any:
+    """What a call that was begun came to. Raises grpc.RpcError, or grpc.FutureCancelledError."""
+    answer = future.result()
+    if answer is None:
+        raise NoMessage
+    return answer
+
+
 class Link:
     """A channel of its own: when it is closed, every call on it ends. Safe from several threads."""
 
@@ -64,7 +82,10 @@ class Link:
 
     def call(self, method: str, request: Any, timeout: float) -> Any:
         """One attempt. Raises grpc.RpcError."""
-        return self._stub(method)(request, timeout=timeout, metadata=_routing(method, request))
+        answer = self._stub(method)(request, timeout=timeout, metadata=_routing(method, request))
+        if answer is None:
+            raise NoMessage
+        return answer
 
     def begin(self, method: str, request: Any, timeout: float, done: Callable[[Any], None] | None = None) -> Any:
         """The same without waiting: returns gRPC's future, and `done` gets it when it has ended."""

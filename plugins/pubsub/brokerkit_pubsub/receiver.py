@@ -31,6 +31,7 @@ from brokerkit_pubsub.link import (
     Link,
     ModifyAckDeadlineRequest,
     PullRequest,
+    answer_of,
 )
 
 _PULL = 20.0
@@ -74,7 +75,7 @@ class PubsubReceiver(Receiver):
         self._events = events
         self._prefetch_bytes = prefetch_bytes
         self._typical = 1024.0
-        self._timeout = max(1.0, min(10.0, self._lease / 2))
+        self._timeout = max(0.75, min(10.0, self._lease / 4))  # two renewals may fail and a third be in time
         self._arrived = threading.Event()
         self._unanswered: list[PubsubIncoming] = []
         self._lock = threading.Lock()
@@ -132,7 +133,7 @@ class PubsubReceiver(Receiver):
     def _collect(self, pull: _Pull) -> list[PubsubIncoming]:
         future, pull.future = pull.future, None
         try:
-            found = future.result().received_messages
+            found = answer_of(future).received_messages
         except grpc.FutureCancelledError:
             self._check()
             return []
@@ -218,7 +219,8 @@ class PubsubReceiver(Receiver):
         for pull in self._pulls:
             future = pull.future
             if future is not None and future.done() and not future.cancelled() and future.exception() is None:
-                ids = [native.ack_id for native in future.result().received_messages]
+                answer = future.result()
+                ids = [native.ack_id for native in answer.received_messages] if answer is not None else []
                 for some in _cut(ids):
                     self._ask("ModifyAckDeadline", _nack(pull.path, some), [], ends)
 

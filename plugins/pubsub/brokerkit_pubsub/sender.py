@@ -18,7 +18,7 @@ from brokerkit.guarantees import Guarantee
 from brokerkit.message import Message
 from brokerkit_pubsub.encoding import MAX_REQUEST, Unencodable, encoded, position, size_of
 from brokerkit_pubsub.errors import NOT_STORED, TRANSIENT, never_sent
-from brokerkit_pubsub.link import Link, PublishRequest
+from brokerkit_pubsub.link import Link, PublishRequest, answer_of
 
 _MOST = 1000
 """Messages that one request may carry."""
@@ -126,7 +126,7 @@ class PubsubSender(Sender):
         lost = ""
         for key, batch, future in under_way:
             try:
-                ids = future.result().message_ids
+                ids = answer_of(future).message_ids
                 places = [position(self._topic, id) for id in ids]
                 outcomes += _confirmed(batch.numbers, places)
             except (grpc.RpcError, grpc.FutureCancelledError) as error:

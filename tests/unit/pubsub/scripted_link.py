@@ -33,6 +33,10 @@ class Failed(grpc.RpcError):
         return [("grpc-status-details-bin", status.SerializeToString())]
 
 
+NOTHING = object()
+"""An answer that is said to be there and is not."""
+
+
 class Future:
     def __init__(self, answer: Any) -> None:
         self._answer = answer
@@ -53,7 +57,7 @@ class Future:
     def result(self) -> Any:
         if isinstance(self._answer, Exception):
             raise self._answer
-        return self._answer
+        return None if self._answer is NOTHING else self._answer
 
 
 class FakeLink:

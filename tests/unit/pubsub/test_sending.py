@@ -11,7 +11,7 @@ from brokerkit.errors import ConnectionLost
 from brokerkit.guarantees import Guarantee
 from brokerkit.message import Message
 
-from .scripted_link import Failed, FakeLink
+from .scripted_link import NOTHING, Failed, FakeLink
 
 
 class Told:
@@ -98,6 +98,15 @@ def test_a_send_that_found_no_connection_is_certainly_not_stored():
     told.sender.send(messages(1))
     [refused] = told.outcomes
     assert (type(refused), refused.cause, refused.retry) == (Refused, Cause.UNREACHABLE, True)
+
+
+def test_an_answer_without_a_message_is_unknown():
+    told = Told()
+    told.link.will("Publish", NOTHING)
+    told.sender.send(messages(2))
+    [unknown] = told.outcomes
+    assert (type(unknown), unknown.retry, unknown.detail) == (Unknown, True, "publish: the answer had no message")
+    assert told.reasons
 
 
 def test_one_bad_message_is_refused_and_the_others_go():

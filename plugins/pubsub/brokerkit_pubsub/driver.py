@@ -279,7 +279,8 @@ class PubsubDriver(Driver):
                 longest_delay=float(LONGEST),
             )
             places = [(topic, path) for topic, (path, _) in zip(topics, found, strict=True)]
-            return PubsubReceiver(link, places, traits, guarantee, settled, events, prefetch_bytes)
+            ordering = any(fact.ordering for fact in facts)
+            return PubsubReceiver(link, places, traits, guarantee, settled, events, prefetch_bytes, ordering)
         except BaseException:
             link.close()
             raise

@@ -11,6 +11,7 @@ sent again while the lease lasts: it is idempotent. The session ends when nothin
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 import time
@@ -21,7 +22,7 @@ import grpc
 from grpc import StatusCode
 
 from brokerkit.driver import End, Incoming, Nack, Receiver, ReceiverEvents, Reject, Settled, Settlement, Token, Traits
-from brokerkit.errors import ConnectionLost, NotSupported
+from brokerkit.errors import BrokerkitError, ConnectionLost, NotSupported
 from brokerkit.guarantees import Guarantee
 from brokerkit_pubsub.encoding import PubsubIncoming
 from brokerkit_pubsub.errors import TRANSIENT, ack_failures, translated
@@ -37,20 +38,45 @@ from brokerkit_pubsub.link import (
 _PULL = 20.0
 """Seconds a pull may wait at the service for a message."""
 _IDS = 1000
-"""Ack ids of one request; the service takes half a MiB of them."""
+"""Messages of one pull, and ack ids of one request, at most; the service takes half a MiB of them."""
+_TOGETHER = 4
+"""Pulls of one subscription under way at once, at most."""
+_LEAST = 100
+"""Messages that one of several pulls asks for at least."""
+_AT_ONCE = 0.1
+"""Seconds within which a pull is answered where there is more to be had."""
 LONGEST = 600
 """Seconds of the longest lease, and of the longest delay of a nack."""
 
 
-class _Pull:
-    """One subscription, and the pull that is under way on it."""
+class _Place:
+    """One subscription, and how it is pulled from: where pulls bring less than they ask for although there is more,
+    several are under way together."""
 
     def __init__(self, topic: str, path: str) -> None:
         self.topic = topic
         self.path = path
+        self.together = 1
+        self.size = _IDS
+
+    def learn(self, pull: _Pull, brought: int) -> None:
+        if not brought or pull.ended_at - pull.began_at > _AT_ONCE:
+            self.together, self.size = 1, _IDS
+        elif brought < pull.asked:
+            self.together, self.size = _TOGETHER, min(_IDS, max(_LEAST, 2 * brought))
+        else:
+            self.size = min(_IDS, max(self.size, 2 * brought))
+
+
+class _Pull:
+    """A pull that is under way."""
+
+    def __init__(self, place: _Place, asked: int) -> None:
+        self.place = place
+        self.asked = asked
+        self.began_at = time.monotonic()
+        self.ended_at = self.began_at
         self.future: Any = None
-        self.asked = 0
-        self.ended_at = 0.0
 
 
 class PubsubReceiver(Receiver):
@@ -63,12 +89,17 @@ class PubsubReceiver(Receiver):
         settled: Settled,
         events: ReceiverEvents,
         prefetch_bytes: int,
+        ordering: bool = False,
     ) -> None:
-        """`subscriptions`: topics as the user names them, each with its subscription's whole name."""
+        """`subscriptions`: topics as the user names them, each with its subscription's whole name. With `ordering`,
+        pulls of one subscription never overtake each other, for there is one at a time."""
         assert traits.lease_seconds is not None
         self.traits = traits
         self._link = link
-        self._pulls = [_Pull(topic, path) for topic, path in subscriptions]
+        self._places = [_Place(topic, path) for topic, path in subscriptions]
+        self._together = 1 if ordering else _TOGETHER
+        self._pulls: list[_Pull] = []
+        self._buffer: list[PubsubIncoming] = []
         self._lease = traits.lease_seconds
         self._once = guarantee is Guarantee.AT_MOST_ONCE
         self._settled = settled
@@ -89,74 +120,91 @@ class PubsubReceiver(Receiver):
     def receive(self, max_messages: int, timeout: float) -> Sequence[Incoming]:
         self._check()
         if max_messages <= 0:
+            self._keep_buffer()
             if timeout > 0:
                 self._arrived.wait(timeout)
             return []
         self._arrived.clear()
         self._begin(max_messages)
-        if not any(pull.future.done() for pull in self._pulls if pull.future is not None):
+        if not self._buffer and not any(pull.future.done() for pull in self._pulls):
             self._arrived.wait(timeout)
             self._check()
-        received: list[Incoming] = []
-        for pull in self._pulls:
-            if pull.future is not None and pull.future.done():
-                received += self._collect(pull)
+        self._collect()
+        now = time.monotonic()
+        received = [delivery for delivery in self._buffer[:max_messages] if delivery.deadline > now]
+        del self._buffer[:max_messages]
         if not received and self._failing_since is not None:
             self._arrived.wait(min(timeout, 0.1))  # calls fail at once where nobody listens
         return received
 
     def _begin(self, max_messages: int) -> None:
         """Starts the pulls that may be, within the bounds on messages and, by their typical size, on bytes."""
-        idle = [pull for pull in self._pulls if pull.future is None]
         room = min(max_messages, max(1, int(self._prefetch_bytes / self._typical)))
-        room -= sum(pull.asked for pull in self._pulls if pull.future is not None)
-        for left, pull in zip(range(len(idle), 0, -1), idle, strict=True):
-            asked = min(max(0, room // left), _IDS)
-            if asked:
-                room -= asked
-                self._start(pull, asked)
+        room -= len(self._buffer) + sum(pull.asked for pull in self._pulls)
+        for left, place in zip(range(len(self._places), 0, -1), self._places, strict=True):
+            share = max(0, room) // left
+            most = min(place.together, self._together) - sum(pull.place is place for pull in self._pulls)
+            for _ in range(most):
+                asked = min(share, place.size)
+                if asked:
+                    share -= asked
+                    room -= asked
+                    self._start(_Pull(place, asked))
 
-    def _start(self, pull: _Pull, asked: int) -> None:
+    def _start(self, pull: _Pull) -> None:
         def ended(_: Any) -> None:
             pull.ended_at = time.monotonic()
             self._arrived.set()
 
-        pull.asked = asked
+        request = PullRequest(subscription=pull.place.path, max_messages=pull.asked)
         try:
-            pull.future = self._link.begin(
-                "Pull", PullRequest(subscription=pull.path, max_messages=asked), _PULL, ended
-            )
+            pull.future = self._link.begin("Pull", request, _PULL, ended)
         except ValueError:  # the channel was closed by another thread
             self._check()
             raise
+        self._pulls.append(pull)
 
-    def _collect(self, pull: _Pull) -> list[PubsubIncoming]:
-        future, pull.future = pull.future, None
-        try:
-            found = answer_of(future).received_messages
-        except grpc.FutureCancelledError:
-            self._check()
-            return []
-        except grpc.RpcError as error:
-            self._pull_failed(pull, error)
-            return []
-        self._answered()
-        deadline = (pull.ended_at or time.monotonic()) + self._lease
-        received = [PubsubIncoming(native, pull.topic, pull.path, deadline) for native in found]
-        if received:
-            mean = sum(delivery.size for delivery in received) / len(received)
-            self._typical = max(1.0, mean, 0.8 * self._typical + 0.2 * mean)
-        return received
+    def _collect(self) -> None:
+        """What pulls have brought goes into the buffer."""
+        done = [pull for pull in self._pulls if pull.future.done()]
+        self._pulls = [pull for pull in self._pulls if pull not in done]
+        for pull in done:
+            try:
+                found = answer_of(pull.future).received_messages
+            except grpc.FutureCancelledError:
+                self._check()
+                continue
+            except grpc.RpcError as error:
+                pull.place.learn(pull, 0)
+                self._pull_failed(pull.place, error)
+                continue
+            self._answered()
+            place, deadline = pull.place, pull.ended_at + self._lease
+            place.learn(pull, len(found))
+            received = [PubsubIncoming(native, place.topic, place.path, deadline) for native in found]
+            if received:
+                mean = sum(delivery.size for delivery in received) / len(received)
+                self._typical = max(1.0, mean, 0.8 * self._typical + 0.2 * mean)
+            self._buffer += received
 
-    def _pull_failed(self, pull: _Pull, error: grpc.RpcError) -> None:
-        if error.code() is StatusCode.DEADLINE_EXCEEDED and self._alive(pull):
+    def _keep_buffer(self) -> None:
+        """What the layer cannot take yet is renewed here, at a third of the lease as everything else."""
+        self._collect()
+        now = time.monotonic()
+        due = [delivery for delivery in self._buffer if delivery.deadline - now < self._lease * 2 / 3]
+        if due:
+            lost = set(self._renew(due, self._lease))
+            self._buffer = [delivery for delivery in self._buffer if delivery not in lost]
+
+    def _pull_failed(self, place: _Place, error: grpc.RpcError) -> None:
+        if error.code() is StatusCode.DEADLINE_EXCEEDED and self._alive(place):
             return  # nothing was sent meanwhile
-        self._failed(error, f"pulling from {pull.path}")
+        self._failed(error, f"pulling from {place.path}")
 
-    def _alive(self, pull: _Pull) -> bool:
+    def _alive(self, place: _Place) -> bool:
         """Whether the service answers at all: a pull that brings nothing looks the same on a dead connection."""
         try:
-            self._link.call("GetSubscription", GetSubscriptionRequest(subscription=pull.path), self._timeout)
+            self._link.call("GetSubscription", GetSubscriptionRequest(subscription=place.path), self._timeout)
         except grpc.RpcError as error:
             return error.code() not in TRANSIENT and error.code() is not StatusCode.NOT_FOUND
         return True
@@ -185,6 +233,13 @@ class PubsubReceiver(Receiver):
 
     def extend(self, tokens: Sequence[Token], seconds: float) -> None:
         self._check()
+        lost = self._renew(tokens, seconds)
+        if lost:
+            self._events.lease_lost(lost, "no renewal reached Pub/Sub before the lease was over")
+        self._end_if_over()
+
+    def _renew(self, tokens: Sequence[Token], seconds: float) -> list[PubsubIncoming]:
+        """Returns those whose lease is over."""
         ends = _Ends()
         asked = min(LONGEST, max(1, math.ceil(seconds)))
         for path, some in _by_place(self._held(tokens, ends)):
@@ -195,9 +250,7 @@ class PubsubReceiver(Receiver):
                 for token in some:
                     if token not in lost:
                         token.deadline = began + asked
-        if ends.lost:
-            self._events.lease_lost(ends.lost, "no renewal reached Pub/Sub before the lease was over")
-        self._end_if_over()
+        return [*ends.lost, *ends.unknown]
 
     def flush(self, timeout: float) -> None:
         if self._unanswered:
@@ -209,20 +262,16 @@ class PubsubReceiver(Receiver):
         if not self._over:
             self._give_back()
         for pull in self._pulls:
-            if pull.future is not None:
-                pull.future.cancel()
+            pull.future.cancel()
         self._link.close()
 
     def _give_back(self) -> None:
         """What pulls brought and nobody was handed."""
-        ends = _Ends()
-        for pull in self._pulls:
-            future = pull.future
-            if future is not None and future.done() and not future.cancelled() and future.exception() is None:
-                answer = future.result()
-                ids = [native.ack_id for native in answer.received_messages] if answer is not None else []
-                for some in _cut(ids):
-                    self._ask("ModifyAckDeadline", _nack(pull.path, some), [], ends)
+        with contextlib.suppress(BrokerkitError):  # it is over, then, and so are its leases soon
+            self._collect()
+        for path, tokens in _by_place(self._buffer):
+            self._modify(path, tokens, 0, _Ends())
+        self._buffer = []
 
     def _held(self, tokens: Iterable[PubsubIncoming], ends: _Ends) -> list[PubsubIncoming]:
         """Those whose lease lasts; the others are over, and are somebody else's or will be."""
@@ -393,10 +442,6 @@ class _Ends:
         self.sent: list[PubsubIncoming] = []
         self.lost: list[PubsubIncoming] = []
         self.unknown: list[PubsubIncoming] = []
-
-
-def _nack(path: str, ids: Sequence[str]) -> Any:
-    return ModifyAckDeadlineRequest(subscription=path, ack_ids=ids, ack_deadline_seconds=0)
 
 
 def _by_place(tokens: Sequence[PubsubIncoming]) -> Iterator[tuple[str, list[PubsubIncoming]]]:

@@ -29,14 +29,21 @@ class Clock:
 class Told:
     """A receiver with a lease of ten seconds, and what it told the layer."""
 
-    def __init__(self, *, guarantee: Guarantee = Guarantee.AT_LEAST_ONCE, places: int = 1, most: int = 1 << 26) -> None:
+    def __init__(
+        self,
+        *,
+        guarantee: Guarantee = Guarantee.AT_LEAST_ONCE,
+        places: int = 1,
+        most: int = 1 << 26,
+        ordering: bool = False,
+    ) -> None:
         self.link = FakeLink()
         self.ends: list[tuple[str, str]] = []
         self.lost: list[str] = []
         self.said: list[str] = []
         paths = [(f"t{number}", PATH if not number else f"{PATH}{number}") for number in range(places)]
         traits = Traits(lease_seconds=10.0, renewable=True)
-        self.receiver = PubsubReceiver(self.link, paths, traits, guarantee, self.settled, self, most)
+        self.receiver = PubsubReceiver(self.link, paths, traits, guarantee, self.settled, self, most, ordering)
 
     def settled(self, settlements: Any) -> None:
         self.ends += [(token.native.ack_id, str(end)) for tokens, end, _ in settlements for token in tokens]
@@ -241,9 +248,54 @@ def test_pulls_are_bounded_by_bytes_as_well():
 def test_close_gives_back_what_was_pulled_and_handed_to_nobody():
     told = Told()
     told.receiver.receive(10, 0.0)
-    pending = told.receiver._pulls[0].future
-    pending._answer = pulled("late")
+    [pull] = told.receiver._pulls
+    pull.future._answer = pulled("late")
     told.receiver.close(1.0)
     [request] = told.link.asked("ModifyAckDeadline")
     assert (list(request.ack_ids), request.ack_deadline_seconds) == (["late"], 0)
     assert told.link.closed
+
+
+def test_where_pulls_bring_less_than_they_ask_for_several_are_under_way():
+    told = Told()
+    told.link.will("Pull", pulled(*map(str, range(100))))
+    assert len(told.receiver.receive(1000, 0.0)) == 100
+    told.receiver.receive(900, 0.0)
+    assert [request.max_messages for request in told.link.asked("Pull")] == [1000, 200, 200, 200, 200]
+
+
+def test_with_ordering_one_pull_at_a_time():
+    told = Told(ordering=True)
+    told.link.will("Pull", pulled(*map(str, range(100))))
+    told.receiver.receive(1000, 0.0)
+    told.receiver.receive(900, 0.0)
+    assert len(told.link.asked("Pull")) == 2
+
+
+def test_what_the_layer_cannot_take_is_renewed_and_handed_out_when_it_can(clock):
+    told = Told()
+    told.link.will("Pull", pulled("a"), *[None] * 9)
+    told.receiver.receive(10, 0.0)
+    told.receiver.receive(9, 0.0)
+    [pull] = told.receiver._pulls
+    pull.future._answer, pull.ended_at = pulled("b"), clock.now
+    for _ in range(10):
+        told.receiver.receive(0, 0.0)
+        clock.now += 2
+    renewals = told.link.asked("ModifyAckDeadline")
+    assert {tuple(request.ack_ids) for request in renewals} == {("b",)}
+    assert 3 <= len(renewals) <= 6
+    assert [delivery.native.ack_id for delivery in told.receiver.receive(9, 0.0)] == ["b"]
+
+
+def test_what_could_not_be_renewed_is_not_handed_out(clock):
+    told = Told()
+    told.link.will("Pull", pulled("a"), None)
+    told.receiver.receive(10, 0.0)
+    told.receiver.receive(9, 0.0)
+    [pull] = told.receiver._pulls
+    pull.future._answer, pull.ended_at = pulled("b"), clock.now
+    told.receiver.receive(0, 0.0)
+    clock.now += 10.1
+    assert told.receiver.receive(9, 0.0) == []
+    assert told.lost == []

@@ -41,8 +41,7 @@ class Target:
 
 
 def story(folder: Path, depth: int | Exception) -> Story:
-    made = Story(Target(depth), "check", "none", "at_least_once", "at_least_once", trials=1, seed=0, directory=folder)  # type: ignore[arg-type]
-    return made
+    return Story(Target(depth), "check", "none", "at_least_once", "at_least_once", trials=1, seed=0, directory=folder)
 
 
 def left(made: Story, began: float) -> bool:

@@ -261,6 +261,8 @@ class PubsubDriver(Driver):
     ) -> Receiver:
         """One subscription of that name on each topic; the first topic's tells attempts and dead letters."""
         _check_native(subscription.native)
+        if prefetch < len(topics):
+            raise ConfigurationError(f"prefetch must be at least {len(topics)}, one for each topic, got {prefetch}")
         link = self._open()
         try:
             found = [self._found(link, self._path(topic, subscription), timeout) for topic in topics]

@@ -141,6 +141,7 @@ class PubsubReceiver(Receiver):
         """Starts the pulls that may be, within the bounds on messages and, by their typical size, on bytes."""
         room = min(max_messages, max(1, int(self._prefetch_bytes / self._typical)))
         room -= len(self._buffer) + sum(pull.asked for pull in self._pulls)
+        self._places.append(self._places.pop(0))  # whoever came last for what was left comes first
         for left, place in zip(range(len(self._places), 0, -1), self._places, strict=True):
             share = max(0, room) // left
             most = min(place.together, self._together) - sum(pull.place is place for pull in self._pulls)
@@ -261,6 +262,7 @@ class PubsubReceiver(Receiver):
         self._arrived.set()
         if not self._over:
             self._give_back()
+            self._end("the receiver was closed before Pub/Sub answered")
         for pull in self._pulls:
             pull.future.cancel()
         self._link.close()
@@ -401,12 +403,12 @@ class PubsubReceiver(Receiver):
             raise translated(error, doing)
 
     def _trouble(self, reason: str) -> None:
-        now = time.monotonic()
-        if self._failing_since is None:
+        now, since = time.monotonic(), self._failing_since
+        if since is None:
             self._failing_since = now
             self._events.trouble(reason)
-        elif now - self._failing_since > self._lease:
-            self._end(f"no answer for {now - self._failing_since:.0f} s: {reason}")
+        elif now - since > self._lease:
+            self._end(f"no answer for {now - since:.0f} s: {reason}")
 
     def _end(self, reason: str) -> None:
         with self._lock:

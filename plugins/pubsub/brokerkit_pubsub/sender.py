@@ -136,9 +136,10 @@ class PubsubSender(Sender):
         return lost
 
     def _failed(self, batch: _Batch, error: Any, outcomes: list[Outcome]) -> str:
-        code = error.code() if isinstance(error, grpc.RpcError) else grpc.StatusCode.CANCELLED
-        detail = f"publish: {error.details() or code.name}" if isinstance(error, grpc.RpcError) else "cancelled"
-        if never_sent(error):
+        told = isinstance(error, grpc.RpcError)
+        code = error.code() if told else grpc.StatusCode.CANCELLED
+        detail = f"publish: {error.details() or code.name}" if told else "publish: cancelled"
+        if told and never_sent(error):
             outcomes += _ranges(batch.numbers, lambda a, b: Refused(a, b, Cause.UNREACHABLE, detail, retry=True))
             return detail
         if code in NOT_STORED:

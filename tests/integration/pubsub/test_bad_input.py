@@ -121,6 +121,11 @@ BAD: dict[str, tuple[Act, type[Exception], str]] = {
     ),
     "negative timeout": (lambda b, t: producer(b, t, delivery_timeout=-1), errors.ConfigurationError, "not negative"),
     "prefetch of nothing": (lambda b, t: consumer(b, t, prefetch=0), errors.ConfigurationError, "prefetch"),
+    "less prefetch than topics": (
+        lambda b, t: b.consumer(t, f"{t}-b", subscription="work", prefetch=1),
+        errors.ConfigurationError,
+        "one for each topic",
+    ),
     "topic name": (lambda b, t: b.declare("a--b"), errors.ConfigurationError, "portable name"),
     "subscription name": (lambda b, t: b.declare(t, ["x"]), errors.ConfigurationError, "portable name"),
     "unknown native setting": (lambda b, t: b.declare(t, native={"colour": 1}), errors.ConfigurationError, "colour"),

@@ -245,6 +245,27 @@ def test_pulls_are_bounded_by_bytes_as_well():
     assert told.link.asked("Pull")[-1].max_messages <= 40
 
 
+def test_close_ends_what_was_never_answered():
+    told = Told()
+    held = told.holding("a")
+    told.link.will("Acknowledge", Failed(StatusCode.UNAVAILABLE))
+    told.receiver.settle(acks=held)
+    told.receiver.close(1.0)
+    assert told.ends == [("a", "sent"), ("a", "unknown")]
+    assert told.said == ["trouble"]
+
+
+def test_what_is_left_of_the_bound_goes_to_each_subscription_in_turn():
+    told = Told(places=2)
+    for _ in range(4):
+        told.link.will("Pull", pulled("x"))
+        told.receiver.receive(1, 0.0)
+    assert [request.subscription for request in told.link.asked("Pull")] in (
+        [PATH, f"{PATH}1", PATH, f"{PATH}1"],
+        [f"{PATH}1", PATH, f"{PATH}1", PATH],
+    )
+
+
 def test_close_gives_back_what_was_pulled_and_handed_to_nobody():
     told = Told()
     told.receiver.receive(10, 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grpc
 import pytest
 from brokerkit_pubsub.sender import PubsubSender
 from grpc import StatusCode
@@ -98,6 +99,14 @@ def test_a_send_that_found_no_connection_is_certainly_not_stored():
     told.sender.send(messages(1))
     [refused] = told.outcomes
     assert (type(refused), refused.cause, refused.retry) == (Refused, Cause.UNREACHABLE, True)
+
+
+def test_a_send_that_was_cancelled_is_unknown():
+    told = Told()
+    told.link.will("Publish", grpc.FutureCancelledError())
+    told.sender.send(messages(2))
+    [unknown] = told.outcomes
+    assert (type(unknown), unknown.cause) == (Unknown, Cause.DISCONNECTED)
 
 
 def test_an_answer_without_a_message_is_unknown():

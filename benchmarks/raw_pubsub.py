@@ -3,7 +3,7 @@
 Sends go through the publisher client's own batches, a thousand messages or ten milliseconds each, with a callback for
 each confirm. Receives are unary pulls of a thousand and one acknowledge for each, read through the plain protobuf
 classes; `streaming` is the client's streaming pull with a callback that acks, as its documentation shows. `same_wire`
-writes and reads the message that brokerkit's plugin writes: an id made for each, the time, one header.
+writes and reads the message that brokerkit's plugin writes: an id made for each, and the time.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ def claims(facts: Facts, emulator: str | None, max_body: int, producer: Guarante
     again = NEVER if once else EXPECTED
     maybe_again = NEVER if once else POSSIBLE
     resent = NEVER if blind else POSSIBLE
-    unasked = NEVER if facts.exactly_once else POSSIBLE
+    unasked = NEVER if facts.exactly_once and not facts.ordering else POSSIBLE
     plain = _unasked(facts)
     points: dict[str, Claim] = {
         FailurePoint.NONE: Claim(NEVER, unasked, condition=plain, source=_ONCE if facts.exactly_once else _DELIVERY),
@@ -98,6 +98,8 @@ _ORDER = [NEVER, POSSIBLE, EXPECTED]
 
 
 def _unasked(facts: Facts) -> str:
+    if facts.ordering:
+        return "a nack brings all later messages of its key again, acked ones too; a session leaves out what it acked"
     if facts.exactly_once:
         return "exactly-once delivery: nothing comes again after an ack that was answered, within one region"
     return "without exactly-once delivery acks are best effort: an acked message may come again"
@@ -120,7 +122,9 @@ def _properties(facts: Facts, emulator: str | None, max_body: int) -> Properties
         "attempts are counted where the subscription was declared with them, and approximately",
         "a delay of a nack is at most 600 s",
     ]
-    if not facts.ordering:
+    if facts.ordering:
+        notes.append("ordering=true: a nack brings all later messages of its key again, acked ones too")
+    else:
         notes.append("ordering=false: keys are carried and order nothing")
     if not facts.exactly_once:
         notes.append("exactly_once=false: the service accepts an ack whose lease is over; brokerkit reports it lost")
@@ -128,8 +132,8 @@ def _properties(facts: Facts, emulator: str | None, max_body: int) -> Properties
         notes.append("the subscription's configuration may not be read: no ordering and no exactly-once is assumed")
     if emulator is not None:
         notes.append(
-            f"an emulator at {emulator} stands for the service: it keeps messages in memory, and takes an ack whose "
-            "lease is over, under exactly-once delivery too where it is pstest"
+            f"an emulator at {emulator} stands for the service: it keeps messages in memory; pstest answers an ack "
+            "whose lease is over as if it were good, under exactly-once delivery too, and ignores retry backoff"
         )
     return Properties(
         order="per_key" if facts.ordering else "none",

@@ -15,6 +15,7 @@ import contextlib
 import math
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -43,6 +44,10 @@ _TOGETHER = 4
 """Pulls of one subscription under way at once, at most."""
 _LEAST = 100
 """Messages that one of several pulls asks for at least."""
+_REMEMBERED = 20_000
+"""Acked messages that a session recognises when they come again with a nacked one of their key."""
+_REWINDS_FOR = 60.0
+"""Seconds after its delay within which a nacked message has come again."""
 _AT_ONCE = 0.1
 """Seconds within which a pull is answered where there is more to be had."""
 LONGEST = 600
@@ -92,12 +97,14 @@ class PubsubReceiver(Receiver):
         ordering: bool = False,
     ) -> None:
         """`subscriptions`: topics as the user names them, each with its subscription's whole name. With `ordering`,
-        pulls of one subscription never overtake each other, for there is one at a time."""
+        pulls of one subscription never overtake each other, for there is one at a time; and what comes again with
+        a nacked message, being of its key and behind it, is left out where this session has acked it."""
         assert traits.lease_seconds is not None
         self.traits = traits
         self._link = link
         self._places = [_Place(topic, path) for topic, path in subscriptions]
         self._together = 1 if ordering else _TOGETHER
+        self._rewound = _Rewound() if ordering else None
         self._pulls: list[_Pull] = []
         self._buffer: list[PubsubIncoming] = []
         self._lease = traits.lease_seconds
@@ -183,10 +190,17 @@ class PubsubReceiver(Receiver):
             place, deadline = pull.place, pull.ended_at + self._lease
             place.learn(pull, len(found))
             received = [PubsubIncoming(native, place.topic, place.path, deadline) for native in found]
+            if self._rewound is not None:
+                received = self._without_acked(self._rewound, place, received)
             if received:
                 mean = sum(delivery.size for delivery in received) / len(received)
                 self._typical = max(1.0, mean, 0.8 * self._typical + 0.2 * mean)
             self._buffer += received
+
+    def _without_acked(self, rewound: _Rewound, place: _Place, received: list[PubsubIncoming]) -> list[PubsubIncoming]:
+        again = [delivery for delivery in received if rewound.has(delivery)]
+        self._ack(place.path, again, _Ends())
+        return [delivery for delivery in received if delivery not in again] if again else received
 
     def _keep_buffer(self) -> None:
         """What the layer cannot take yet is renewed here, at a third of the lease as everything else."""
@@ -228,6 +242,8 @@ class PubsubReceiver(Receiver):
             self._ack(path, self._held(tokens, ends), ends)
         for delay in {nack.delay for nack in nacks}:
             tokens = self._held([nack.token for nack in nacks if nack.delay == delay], ends)
+            if self._rewound is not None:
+                self._rewound.nacked(tokens, delay)
             for path, some in _by_place(tokens):
                 self._modify(path, some, min(LONGEST, math.ceil(delay)), ends)
         self._tell(ends)
@@ -289,7 +305,8 @@ class PubsubReceiver(Receiver):
     def _ack(self, path: str, tokens: list[PubsubIncoming], ends: _Ends) -> None:
         for some in _cut(tokens):
             request = AcknowledgeRequest(subscription=path, ack_ids=[token.native.ack_id for token in some])
-            self._ask("Acknowledge", request, some, ends)
+            if self._ask("Acknowledge", request, some, ends) and self._rewound is not None:
+                self._rewound.acked(ends.settled)
 
     def _modify(
         self, path: str, tokens: list[PubsubIncoming], seconds: int, ends: _Ends, *, renewal: bool = False
@@ -432,6 +449,31 @@ class PubsubReceiver(Receiver):
             raise ConnectionLost("the receiver was closed")
         if self._over:
             raise ConnectionLost(self._over)
+
+
+class _Rewound:
+    """Redelivering a message with an ordering key, Pub/Sub sends all later ones of the key again, acked or not: what
+    this session acked is known again here, for a while after it gave an earlier one back."""
+
+    def __init__(self) -> None:
+        self._acked: OrderedDict[str, None] = OrderedDict()
+        self._until: OrderedDict[str, float] = OrderedDict()
+
+    def acked(self, tokens: Sequence[PubsubIncoming]) -> None:
+        self._acked.update((token.native.message.message_id, None) for token in tokens if token.key is not None)
+        while len(self._acked) > _REMEMBERED:
+            self._acked.popitem(last=False)
+
+    def nacked(self, tokens: Sequence[PubsubIncoming], delay: float) -> None:
+        until = time.monotonic() + delay + _REWINDS_FOR
+        self._until.update((token.key, until) for token in tokens if token.key is not None)
+        while len(self._until) > _REMEMBERED:
+            self._until.popitem(last=False)
+
+    def has(self, token: PubsubIncoming) -> bool:
+        """A message that comes again for another reason, a seek perhaps, is nobody's to leave out."""
+        until = self._until.get(token.key or "", 0.0)
+        return until > time.monotonic() and token.native.message.message_id in self._acked
 
 
 class _Ends:

@@ -102,11 +102,12 @@ class FakeLink:
         return object()
 
 
-def pulled(*ack_ids: str) -> Any:
+def pulled(*ack_ids: str, key: str = "") -> Any:
     answer = PullResponse()
     for ack_id in ack_ids:
         one = answer.received_messages.add()
         one.ack_id = ack_id
         one.message.message_id = ack_id
         one.message.data = b"x"
+        one.message.ordering_key = key
     return answer

@@ -60,8 +60,8 @@ class Told:
     def recovered(self) -> None:
         self.said.append("recovered")
 
-    def holding(self, *ids: str) -> list[Any]:
-        self.link.will("Pull", pulled(*ids))
+    def holding(self, *ids: str, key: str = "") -> list[Any]:
+        self.link.will("Pull", pulled(*ids, key=key))
         return list(self.receiver.receive(100, 0.0))
 
 
@@ -291,6 +291,16 @@ def test_with_ordering_one_pull_at_a_time():
     told.receiver.receive(1000, 0.0)
     told.receiver.receive(900, 0.0)
     assert len(told.link.asked("Pull")) == 2
+
+
+def test_with_ordering_what_was_acked_is_left_out_when_it_comes_again():
+    told = Told(ordering=True)
+    told.receiver.settle(acks=told.holding("b", key="k"))
+    assert [delivery.native.ack_id for delivery in told.holding("b", key="k")] == ["b"], "nothing was given back"
+    told.receiver.settle(nacks=[Nack(token) for token in told.holding("a", key="k")])
+    assert [delivery.native.ack_id for delivery in told.holding("a", "b", key="k")] == ["a"]
+    assert [list(request.ack_ids) for request in told.link.asked("Acknowledge")] == [["b"], ["b"]]
+    assert sorted(told.ends) == [("a", "settled"), ("b", "settled")]
 
 
 def test_what_the_layer_cannot_take_is_renewed_and_handed_out_when_it_can(clock):

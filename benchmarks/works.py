@@ -160,7 +160,7 @@ def pubsub(broker: Broker, scale: float) -> list[Work]:
 
     send = [_ours_send(url, many), Side("raw", raw(True)), Side("bare", raw(False))]
     receive = [
-        _ours_receive(url, many, fill(many), prefetch=2000, batch=1000),
+        _ours_receive(url, many, fill(many), prefetch=5000, batch=1000),
         Side("raw", pull(True), fill(many)),
         Side("bare", pull(False), fill(many)),
         Side(

@@ -231,7 +231,7 @@ def _google() -> Installation:
     chosen = Chosen("installed", "Google Pub/Sub emulator", _version(jar), "emulator", f"the Cloud SDK has {jar.name}")
 
     def command(host: str, port: int, directory: Path) -> list[str]:
-        return [java, "-Xmx256m", "-jar", str(jar), f"--host={host}", f"--port={port}"]
+        return [java, "-Xmx512m", "-jar", str(jar), f"--host={host}", f"--port={port}"]
 
     return Installation(chosen, command)
 

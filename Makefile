@@ -1,7 +1,7 @@
 .PHONY: install test demo prove lint types clean
 
 PYTHON ?= python3
-DISTRIBUTIONS = . plugins/memory plugins/sqlite plugins/rabbitmq plugins/kafka plugins/sqs conformance
+DISTRIBUTIONS = . plugins/memory plugins/sqlite plugins/rabbitmq plugins/kafka plugins/sqs plugins/pubsub conformance
 EDITABLE = $(foreach path,$(DISTRIBUTIONS),--editable ./$(path))
 
 install: .venv/installed

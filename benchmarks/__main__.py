@@ -28,7 +28,7 @@ from benchmarks.works import WORKS, Broker, costs, latencies
 from brokerkit.errors import BrokerkitError
 from brokerkit.local.contract import StartFailed, Unavailable
 
-CLIENTS = ("pika", "confluent-kafka", "boto3", "kombu", "aio-pika", "faststream")
+CLIENTS = ("pika", "confluent-kafka", "boto3", "google-cloud-pubsub", "kombu", "aio-pika", "faststream")
 
 
 def main() -> int:
@@ -64,8 +64,11 @@ def _rows(broker: Broker, asked: argparse.Namespace, console: Console) -> Iterat
         if fnmatch(work.name, asked.only):
             yield measure(work, asked.rounds, watch).as_dict()
     with brokerkit.connect(broker.url) as connected:
-        offered = sorted(connected.capabilities.producer_guarantees, key=list(brokerkit.Guarantee).index)
-    for work in costs(broker, [str(name) for name in offered], asked.scale):
+        producers, consumers = (
+            [str(name) for name in brokerkit.Guarantee if name in offered]
+            for offered in (connected.capabilities.producer_guarantees, connected.capabilities.consumer_guarantees)
+        )
+    for work in costs(broker, producers, consumers, asked.scale):
         if fnmatch(work.name, asked.only):
             yield _cost(measure(work, asked.rounds, watch).as_dict())
     work = latencies(broker, max(2.0, 5.0 * asked.scale))

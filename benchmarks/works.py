@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from benchmarks.measure import Call, Side, Work
 from benchmarks.ours import SUBSCRIPTION
@@ -32,6 +32,11 @@ class Broker:
     @property
     def servers(self) -> str:
         return urlsplit(self.url).netloc.rpartition("@")[2]
+
+    @property
+    def emulator(self) -> str:
+        """host:port of the emulator behind a Pub/Sub URL."""
+        return parse_qs(urlsplit(self.url).query)["emulator_host"][0]
 
 
 def queue_of(topic: str) -> str:
@@ -158,17 +163,55 @@ def sqs(broker: Broker, scale: float) -> list[Work]:
     return [Work("sqs: send, confirmed", url, send), Work("sqs: receive and ack", url, receive)]
 
 
+def pubsub(broker: Broker, scale: float) -> list[Work]:
+    """On the emulator that is here: the ratios are the clients', the rates are nobody's service."""
+    many, few = _scaled(50_000, scale), max(100, round(300 * scale))
+    url, address = broker.url, broker.emulator
+    project = f"projects/{urlsplit(url).netloc}"
+
+    def path(topic: str) -> str:
+        return f"{project}/topics/{topic}"
+
+    def subscription(topic: str) -> str:
+        return f"{project}/subscriptions/{queue_of(topic)}"
+
+    def fill(count: int) -> Callable[[str], Call]:
+        return lambda topic: Call("raw_pubsub", "send", (address, path(topic), count, SIZE))
+
+    def raw(same_wire: bool) -> Callable[[str], Call]:
+        return lambda topic: Call("raw_pubsub", "send", (address, path(topic), many, SIZE), {"same_wire": same_wire})
+
+    def pull(same_wire: bool) -> Callable[[str], Call]:
+        more = {"same_wire": same_wire}
+        return lambda topic: Call("raw_pubsub", "receive", (address, subscription(topic), many), more)
+
+    send = [_ours_send(url, many), Side("raw", raw(True)), Side("bare", raw(False))]
+    receive = [
+        _ours_receive(url, many, fill(many), prefetch=5000, batch=1000),
+        Side("raw", pull(True), fill(many)),
+        Side("bare", pull(False), fill(many)),
+        Side(
+            "streaming pull",
+            lambda topic: Call("raw_pubsub", "streaming", (address, subscription(topic), few)),
+            fill(few),
+        ),
+    ]
+    return [Work("pubsub: send, confirmed", url, send), Work("pubsub: receive and ack", url, receive)]
+
+
 WORKS: Mapping[str, Callable[[Broker, float], list[Work]]] = {
     "sqlite": sqlite,
     "rabbitmq": rabbitmq,
     "kafka": kafka,
     "sqs": sqs,
+    "pubsub": pubsub,
 }
 
 
-def costs(broker: Broker, offered: Sequence[str], scale: float) -> list[Work]:
-    """What each guarantee costs: the same sends and receives under each, as sides of one work."""
-    count = _scaled({"sqlite": 30_000, "rabbitmq": 20_000, "kafka": 100_000, "sqs": 8_000}[broker.name], scale)
+def costs(broker: Broker, producers: Sequence[str], consumers: Sequence[str], scale: float) -> list[Work]:
+    """What each guarantee that is offered costs: the same sends and receives under each, as sides of one work."""
+    counts = {"sqlite": 30_000, "rabbitmq": 20_000, "kafka": 100_000, "sqs": 8_000, "pubsub": 20_000}
+    count = _scaled(counts[broker.name], scale)
     batch = SQLITE_BATCH if broker.name == "sqlite" else 0
 
     def sending(guarantee: str) -> Side:
@@ -184,11 +227,11 @@ def costs(broker: Broker, offered: Sequence[str], scale: float) -> list[Work]:
         )
 
     return [
-        Work(f"{broker.name}: what a producer's guarantee costs", broker.url, [sending(name) for name in offered]),
+        Work(f"{broker.name}: what a producer's guarantee costs", broker.url, [sending(name) for name in producers]),
         Work(
             f"{broker.name}: what a consumer's guarantee costs",
             broker.url,
-            [receiving(name) for name in ("at_most_once", "at_least_once")],
+            [receiving(name) for name in consumers if name != "exactly_once"],
         ),
     ]
 

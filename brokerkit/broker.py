@@ -124,7 +124,8 @@ class Broker:
         self.driver.delete(topic, subscription)
 
     def depth(self, topic: str, subscription: str) -> int:
-        """Messages that the subscription still has to settle, as exactly as the broker tells. Raises NotFound."""
+        """Messages that the subscription still has to settle, as exactly as the broker tells. Raises NotFound, and
+        NotSupported where it does not tell."""
         self._check()
         return self.driver.depth(topic, subscription)
 

@@ -50,7 +50,7 @@ from brokerkit.producer import Producer, Receipt, checked_timeout
 
 State = Literal["pending", "settling", "settled", "sent", "lost", "unknown"]
 
-_FETCH = 500
+_FETCH = 1000
 """The most that is asked of a receiver at once."""
 _IDLE = 0.05
 """Seconds a session may go without a `receive` while nothing may be handed out."""
@@ -519,6 +519,8 @@ class Consumer:
         how = traits.nack_delay if delay else traits.nack
         if how == "none":
             raise NotSupported("this broker cannot delay a nack: call nack() without a delay")
+        if how == "native" and traits.longest_delay is not None and delay > traits.longest_delay:
+            raise NotSupported(f"this broker delays a nack by {traits.longest_delay:g} s at most, got {delay:g}")
         attempt = delivery.attempt
         if limit is not None and attempt is not None and attempt >= limit and self._dead_letter(session) is not None:
             self._reject(delivery, f"attempt {attempt} of {limit} failed")

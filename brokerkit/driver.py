@@ -260,6 +260,8 @@ class Traits:
     nack_delay: Literal["native", "republish", "none"] = "native"
     """The same for a delayed one; `republish` needs `Capabilities.delayed_send`, or a driver that keeps
     messages back until their `brokerkit-due` header."""
+    longest_delay: float | None = None
+    """Seconds of the longest delay that a native nack can keep; None: any."""
     nack_blocks: bool = False
     """A native nack holds its lane: what the layer has buffered of it and handed to nobody goes back with it, as
     unstarted, and comes again after it."""
@@ -410,7 +412,7 @@ class Driver(ABC):
     @abstractmethod
     def depth(self, topic: str, subscription: str) -> int:
         """Messages stored for the subscription and not settled (ready, leased and delayed), as exact as the
-        broker tells. Raises NotFound."""
+        broker tells. Raises NotFound, and NotSupported where the broker tells nothing of the kind."""
 
     @abstractmethod
     def describe(self) -> Mapping[str, str]:
@@ -468,8 +470,8 @@ class Driver(ABC):
 
 
 class Frame(NamedTuple):
-    """One protocol unit on the wire. `kind` is one of publish, confirm, ack, ack_answer, fetch, deliver, commit,
-    commit_answer, heartbeat or other; `native` the protocol's own name of it, for evidence."""
+    """One protocol unit on the wire. `kind` is one of publish, confirm, ack, ack_answer, extend, fetch, deliver,
+    commit, commit_answer, heartbeat or other; `native` the protocol's own name of it, for evidence."""
 
     raw: bytes
     kind: str

@@ -9,7 +9,7 @@ import typer
 import typer.core
 import typer.main
 
-from brokerkit.cli.local import down, ps, up
+from brokerkit.cli.local import down, env, ps, up
 from brokerkit.plugins import manager
 
 
@@ -57,6 +57,7 @@ def brokerkit(
 app.command()(up)
 app.command()(down)
 app.command()(ps)
+app.command()(env)
 
 
 def _offered() -> dict[str, str]:

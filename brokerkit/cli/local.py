@@ -1,8 +1,9 @@
-"""`brokerkit up`, `down` and `ps`: real brokers on this machine with one command."""
+"""`brokerkit up`, `down`, `ps` and `env`: real brokers on this machine with one command."""
 
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -146,6 +147,26 @@ def ps() -> None:
         typer.echo("nothing is up", err=True)
 
 
+def env(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[TARGET]", help="Which; all that are up if none is named.")
+    ] = None,
+) -> None:
+    """Print what a shell has to export so that other programs talk to the brokers that are up.
+
+    For `eval "$(brokerkit env)"`: the URLs for brokerkit itself, and what the brokers' own clients and tools read.
+    """
+    running, stale = sessions()
+    _tell_stale(stale)
+    brokers = {broker.target: broker for session in running for broker in session.brokers}
+    missing = set(names or []) - brokers.keys()
+    if missing or not brokers:
+        _fail(f"not up: {', '.join(sorted(missing))}" if missing else "nothing is up", 1)
+    for name in names or brokers:
+        found = {url_variable(name): brokers[name].url, **brokers[name].environment}
+        typer.echo("\n".join(f"export {key}={shlex.quote(value)}" for key, value in found.items()))
+
+
 _SUPERVISOR = "BROKERKIT_SUPERVISOR"
 """Set in the process that keeps a detached broker up."""
 
@@ -189,7 +210,16 @@ def _start(stack: ExitStack, broker: LocalBroker, options: Options) -> None:
 
 
 def _running(name: str, broker: LocalBroker, choice: Chosen, options: Options) -> Running:
-    return Running(name, broker.url(), choice.product, choice.version, choice.provider, broker.pids(), asdict(options))
+    return Running(
+        name,
+        broker.url(),
+        choice.product,
+        choice.version,
+        choice.provider,
+        broker.pids(),
+        asdict(options),
+        broker.environment(),
+    )
 
 
 def _wait(brokers: dict[str, LocalBroker]) -> None:

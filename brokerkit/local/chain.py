@@ -76,6 +76,9 @@ class Chain(LocalBroker):
     def upstream(self) -> list[tuple[str, int]]:
         return self._broker.upstream()
 
+    def environment(self) -> Mapping[str, str]:
+        return self._broker.environment()
+
     def pids(self) -> list[int]:
         return self._broker.pids()
 

@@ -85,6 +85,10 @@ class LocalBroker(ABC):
     def upstream(self) -> list[tuple[str, int]]:
         """Per node where a proxy forwards to."""
 
+    def environment(self) -> Mapping[str, str]:
+        """Environment variables by which the broker's own clients and tools find this one; most read none."""
+        return {}
+
     @abstractmethod
     def pids(self) -> list[int]:
         """Process id of each node's broker, 0 where it is down."""

@@ -25,6 +25,8 @@ class Running:
     provider: str
     pids: list[int]
     options: Mapping[str, object] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """What its own clients and tools read to find it."""
 
 
 @dataclass(frozen=True)

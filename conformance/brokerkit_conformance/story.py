@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Self
 
-from brokerkit.errors import BrokerkitError
+from brokerkit.errors import BrokerkitError, NotSupported
 from brokerkit.guarantees import Claim, Claims, Properties
 from brokerkit_conformance.actors.stage import adapted
 from brokerkit_conformance.actors.supervise import Actor
@@ -72,6 +72,7 @@ class Story:
         self._topics: list[str] = []
         self._consumer_options: dict[str, Any] = {}
         self._broken: set[int] = set()
+        self._tells_depth = True
         self.claims: Claims = target.claims(producer_guarantee, guarantee)
 
     # ------------------------------------------------------------ what is known
@@ -116,6 +117,11 @@ class Story:
         try:
             with self.target.connect() as broker:
                 return broker.depth(topic or self.topic, subscription)
+        except NotSupported as error:
+            if self._tells_depth:
+                self.note(f"depth is not told: {error}")
+            self._tells_depth = False
+            return None
         except BrokerkitError as error:
             self.note(f"depth is not known: {error}")
             return None
@@ -341,7 +347,11 @@ class Story:
             return {"pid": before, "pid_after": local.pids()[node], "node": node}
 
         (self._broken.add if what in ("kill", "pause") else self._broken.discard)(node)
-        evidence = self.fault(f"broker_{what}", f"node {node}", lambda: self._together.do(act))
+        try:
+            evidence = self.fault(f"broker_{what}", f"node {node}", lambda: self._together.do(act))
+        except NotSupported as error:
+            self._broken.discard(node)
+            self.unsupported(str(error))
         self.did(f"broker node {node}: {what} (pid {evidence['pid']})")
         if what in ("resume", "restart") and not self._broken:
             self.journal.write("heal", "ok", kind="broker")
@@ -356,7 +366,8 @@ class Story:
         """Heals everything, ends the workers, and reads every subscription empty with fresh consumers.
 
         Stops once every message owed was seen, or the broker says that nothing is left, and then once more after
-        a quiet window longer than any redelivery takes; at a hard deadline at the latest. Says which.
+        a quiet window longer than any redelivery takes; at a hard deadline at the latest. Says which. A broker that
+        does not tell what is left has nothing left when nothing came for that long to a consumer that took all.
         """
         self.heal_network()
         for actor in self._actors if workers else ():
@@ -371,11 +382,11 @@ class Story:
         self.wait(lambda: self._seen_or_empty(names, began + self.bound), until - time.monotonic())
         # Whatever a dead consumer held has to have come back by now; what comes late shows up here.
         self._stay(max(began + _SLACK * self.bound - time.monotonic(), 0.5))
-        depths = self._empty(names, until)
+        depths = self._empty(names, began, until)
         missing = {name: len(self.missing(name)) for name in names}
         self.journal.write(
             "drain_end",
-            reason="complete" if not any(depths.values()) and None not in depths.values() else "deadline",
+            reason="complete" if all(self._nothing_left(name, depths[name], began) for name in names) else "deadline",
             missing=sum(missing.values()),
             depth=sum(depth or 0 for depth in depths.values()),
             by_subscription={name: {"missing": missing[name], "depth": depths[name]} for name in names},
@@ -383,21 +394,33 @@ class Story:
         )
         for consumer in fresh:
             consumer.process.end()
-        left = ", ".join(f"{depth} in {name}" for name, depth in depths.items())
+        left = ", ".join(f"{'untold' if depth is None else depth} in {name}" for name, depth in depths.items())
         self.did(f"read to the end: {sum(missing.values())} not seen; the broker says what is left: {left}")
 
-    def _empty(self, names: tuple[str, ...], until: float) -> dict[str, int | None]:
+    def _empty(self, names: tuple[str, ...], began: float, until: float) -> dict[str, int | None]:
         """What the broker says is left, waiting until that is nothing, for the last acks take their time."""
         while True:
             depths = {name: self.depth(name) for name in names}
-            if all(depth == 0 for depth in depths.values()) or time.monotonic() > until:
+            nothing = all(self._nothing_left(name, depth, began) for name, depth in depths.items())
+            if nothing or time.monotonic() > until:
                 return depths
             self._stay(0.3)
+
+    def _nothing_left(self, name: str, depth: int | None, began: float) -> bool:
+        """As the broker tells; where it does not, when nothing came since the drain began, or for longer than any
+        redelivery takes."""
+        if depth is not None or self._tells_depth:
+            return depth == 0
+        came = [e.t / 1e9 for e in self.tail.events if e.op == "receive" and e.get("subscription") == name]
+        return time.monotonic() - max([began, *came]) > _SLACK * self.bound
 
     def _seen_or_empty(self, names: tuple[str, ...], not_before: float) -> bool:
         if not any(self.missing(name) for name in names):
             return True
-        return time.monotonic() > not_before and all(self.depth(name) == 0 for name in names)
+        began = not_before - self.bound
+        return time.monotonic() > not_before and all(
+            self._nothing_left(name, self.depth(name), began) for name in names
+        )
 
     def missing(self, subscription: str = WORK) -> set[str]:
         """What is owed to a subscription and had no effect yet, of what was read so far."""

@@ -15,7 +15,9 @@ PLUGINS = sorted(
     path for path in (ROOT / "plugins").glob("*/brokerkit_*") if path.is_dir() and path.suffix != ".egg-info"
 )
 PLUGIN_NAMES = {path.name for path in PLUGINS}
-CLIENTS = {"pika", "confluent_kafka", "kombu", "faststream", "aio_pika", "aiokafka", "boto3"}
+CLIENTS = {
+    "pika", "confluent_kafka", "kombu", "faststream", "aio_pika", "aiokafka", "boto3", "google.pubsub_v1", "grpc",
+}  # fmt: skip
 IO = {
     "asyncio", "confluent_kafka", "fcntl", "http", "io", "multiprocessing", "os", "pathlib", "pika", "shutil",
     "signal", "socket", "sqlite3", "subprocess", "tempfile", "threading", "time", "urllib",
@@ -78,6 +80,7 @@ def test_there_are_plugins_to_look_at():
         "brokerkit_rabbitmq",
         "brokerkit_kafka",
         "brokerkit_sqs",
+        "brokerkit_pubsub",
     } <= PLUGIN_NAMES
 
 
@@ -133,7 +136,7 @@ def test_a_check_names_no_broker():
     """Neither by import nor by a string: what holds on one broker only is a check that its plugin brings."""
     checks = SUITE / "checks"
     assert offences(checks, PLUGIN_NAMES | CLIENTS) == []
-    names = {"rabbitmq", "kafka", "sqs", "sqlite", "memory", "pika", "boto3"}
+    names = {"rabbitmq", "kafka", "sqs", "pubsub", "sqlite", "memory", "pika", "boto3"}
     named = [
         f"{file.relative_to(ROOT)}:{node.lineno} says {node.value!r}"
         for file, _ in modules(checks)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -31,13 +31,20 @@ def found(word: str) -> list[object]:
     ]
 
 
-def run(code: str, places: Mapping[str, str], tmp_path: Path) -> None:
+def run(code: str, places: Mapping[str, str], tmp_path: Path, env: Mapping[str, str] | None = None) -> None:
     for place, url in places.items():
         code = code.replace(f'"{place}"', repr(url))
     ast.parse(code)
     program = tmp_path / "block.py"
     program.write_text(code)
-    ended = subprocess.run([sys.executable, str(program)], cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    ended = subprocess.run(
+        [sys.executable, str(program)],
+        cwd=tmp_path,
+        env={**os.environ, **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
     assert ended.returncode == 0, f"{ended.stderr}\n--- as run:\n{code}"
 
 
@@ -67,6 +74,12 @@ def test_a_block_that_needs_sqs(code: str, sqs, tmp_path: Path):
     address = urlsplit(sqs.url).netloc.rpartition("@")[2]
     places = {"sqs://local:local@localhost:9324/us-east-1": sqs.url, "http://localhost:9324": f"http://{address}"}
     run(code, places, tmp_path)
+
+
+@pytest.mark.parametrize("code", found("pubsub"))
+def test_a_block_that_needs_pubsub(code: str, pubsub, tmp_path: Path):
+    [address] = parse_qs(urlsplit(pubsub.url).query)["emulator_host"]
+    run(code, {}, tmp_path, {"PUBSUB_EMULATOR_HOST": address})
 
 
 @pytest.mark.parametrize("code", found("fixtures"))

@@ -1,4 +1,4 @@
-"""The example program runs unchanged on five URLs, and its messages are ordinary ones to raw clients."""
+"""The example program runs unchanged on six URLs, and its messages are ordinary ones to raw clients."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -157,4 +157,32 @@ def test_on_sqs(sqs, clean):
             )
     assert found == {f"payment-{number}": (BODY, f"customer-{number}", "USD") for number in range(3)}
     raw.send_message(QueueUrl=queue, MessageBody=BODY.decode())
+    assert "4 payments charged, $200" in program(url, "charge", "--patience", "8")
+
+
+@pytest.mark.integration
+def test_on_pubsub(pubsub, clean, monkeypatch: pytest.MonkeyPatch):
+    from google.cloud import pubsub_v1
+
+    url = clean(pubsub.url)
+    parts = urlsplit(url)
+    monkeypatch.setenv("PUBSUB_EMULATOR_HOST", parse_qs(parts.query)["emulator_host"][0])
+    subscription = f"projects/{parts.netloc}/subscriptions/payments--ledger"
+    program(url, "send", "--count", "3")
+    found = {}
+    with pubsub_v1.SubscriberClient() as raw:
+        give_up = time.monotonic() + 20
+        while len(found) < 3 and time.monotonic() < give_up:
+            for one in raw.pull(subscription=subscription, max_messages=10).received_messages:
+                found[one.message.attributes["brokerkit-id"]] = one.message
+                raw.modify_ack_deadline(subscription=subscription, ack_ids=[one.ack_id], ack_deadline_seconds=0)
+    assert sorted(found) == ["payment-0", "payment-1", "payment-2"]
+    first = found["payment-0"]
+    assert first.data == BODY
+    assert first.attributes["currency"] == "USD"
+    assert first.attributes["brokerkit-key"] == "customer-0"
+    assert first.attributes["brokerkit-content-type"] == "application/json"
+    publisher = pubsub_v1.PublisherClient()
+    assert publisher.publish(f"projects/{parts.netloc}/topics/payments", BODY).result(20)
+    publisher.stop()
     assert "4 payments charged, $200" in program(url, "charge", "--patience", "8")

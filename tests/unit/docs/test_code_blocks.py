@@ -1,7 +1,7 @@
 """Every code block of the documentation works as printed.
 
 `python` blocks of a page are one program, run in an empty folder. A further word on the fence says what else a block
-needs (`rabbitmq`, `kafka`, `sqs`, `fixtures`: tests/integration/docs) or that it quotes a file (`from=PATH`).
+needs (`rabbitmq`, `kafka`, `sqs`, `pubsub`, `fixtures`: tests/integration/docs) or that it quotes a file (`from=PATH`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from brokerkit.plugins import manager
 from .blocks import PAGES, ROOT, Block, blocks, script
 
 ALL = [block for page in PAGES for block in blocks(page)]
-WORDS = {"rabbitmq", "kafka", "sqs", "fixtures"}
+WORDS = {"rabbitmq", "kafka", "sqs", "pubsub", "fixtures"}
 
 
 def name(thing: Block | Path) -> str:

@@ -26,7 +26,7 @@ def test_version_is_the_distributions(run):
 
 def test_help_lists_own_commands_and_those_of_other_distributions(run):
     said = run("--help").output
-    for name in ("up", "down", "ps", "conformance"):
+    for name in ("up", "down", "ps", "env", "conformance"):
         assert f"\n  {name} " in said
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
@@ -44,6 +45,7 @@ from brokerkit.driver import (
     Settled,
     Subscription,
     Traits,
+    Transactor,
 )
 from brokerkit.errors import (
     AccessRefused,
@@ -62,6 +64,8 @@ from brokerkit_kafka.lane import settings_in
 from brokerkit_kafka.receiver import KafkaReceiver
 from brokerkit_kafka.sender import KafkaSender
 from brokerkit_kafka.settings import Config, KafkaSettings
+from brokerkit_kafka.transactional import TransactionalProducer
+from brokerkit_kafka.transactor import KafkaTransactor
 
 T = TypeVar("T")
 
@@ -80,6 +84,7 @@ class KafkaDriver(Driver):
         self.capabilities = Capabilities(
             producer_guarantees=self._config.offered(),
             consumer_guarantees=frozenset({Guarantee.AT_MOST_ONCE, Guarantee.AT_LEAST_ONCE}),
+            transactions=self._config.transactions(),
             positions=True,
             max_body_bytes=max(1, largest - 2048),
         )
@@ -359,6 +364,36 @@ class KafkaDriver(Driver):
             settled,
             events,
             self._settings.revoke_timeout,
+        )
+
+    def transactor(
+        self, topics: Sequence[str], subscription: Subscription, *, instance: str | None, timeout: float = 10.0
+    ) -> Transactor:
+        """The predecessor of the same `instance` is fenced before the group is joined; without one the id is new."""
+        group = _group(topics[0], subscription)
+        known: Mapping[str, Any] = {}
+        ids: dict[str, str] = {}
+        for topic in topics:
+            found = self._found(topic, timeout)
+            known = {**_settings_of(self._places(group, topic, found).values()), **known}
+            self._look(topic, found, timeout)
+            ids[topic] = str(found.topic_id)
+        if (subscription.retry or known.get("retry")) == "topic":
+            raise ConfigurationError(
+                f"subscription {subscription.name!r} keeps messages back in a retry topic, which transactions do not "
+                "read: declare another one without retry='topic'"
+            )
+        instance = instance or str(uuid.uuid4())
+        config = self._config.transactional(f"{group}--{instance}")
+        producer = TransactionalProducer(config, lambda topic: self._found(topic, timeout), max(timeout, 30.0))
+        return KafkaTransactor(
+            producer,
+            self._config.consumer(group, 64 * 1024 * 1024),
+            ids,
+            lambda partitions, limit: self._starts(group, partitions, limit),
+            subscription.name,
+            subscription.dead_letter or known.get("dead_letter"),
+            instance,
         )
 
     def close(self, timeout: float) -> None:

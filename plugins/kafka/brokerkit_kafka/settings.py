@@ -91,6 +91,8 @@ class KafkaSettings(Settings):
     - `assignor`: of the classic protocol. The members of one group must agree.
     - `session_timeout`: seconds until a member that died gives its partitions up; classic protocol only.
     - `revoke_timeout`: seconds that a rebalance waits for deliveries in hand.
+    - `transaction_timeout`: seconds after which the broker aborts a transaction that is still open. Until then what a
+      dead worker left open keeps readers waiting; keep it well above a node's restart.
     - `tls`, `tls_ca`, `tls_cert`, `tls_key`: encryption; any of the paths turns it on.
     - `sasl_mechanism`: with user and password in the URL; PLAIN unless said otherwise.
     """
@@ -102,6 +104,7 @@ class KafkaSettings(Settings):
     assignor: Literal["cooperative-sticky", "range", "roundrobin"] = "cooperative-sticky"
     session_timeout: float = Field(10.0, gt=0)
     revoke_timeout: float = Field(5.0, gt=0)
+    transaction_timeout: float = Field(60.0, ge=1)
     tls: bool = False
     tls_ca: str | None = None
     tls_cert: str | None = None
@@ -180,6 +183,21 @@ class Config:
         if guarantee is Guarantee.AT_MOST_ONCE:
             chosen = {name: value for name, value in chosen.items() if name not in promise}
         return {**self._common, **defaults, **promise, **chosen}
+
+    def transactions(self) -> bool:
+        """Whether these client options leave transactions their promise."""
+        committed = self.client.get("isolation.level", "read_committed") == "read_committed"
+        return committed and Guarantee.EXACTLY_ONCE in self.offered()
+
+    def transactional(self, id: str) -> dict[str, Any]:
+        """Of a producer of transactions."""
+        longest = self.settings.transaction_timeout
+        return {
+            "transaction.timeout.ms": int(longest * 1000),
+            "socket.timeout.ms": 10_000,
+            **self.producer(Guarantee.EXACTLY_ONCE, min(30.0, 0.9 * longest)),
+            "transactional.id": id,
+        }
 
     def consumer(self, group: str, prefetch_bytes: int) -> dict[str, Any]:
         settings = self.settings

@@ -44,6 +44,15 @@ class FailurePoint(StrEnum):
     CONSUMERS_COME_AND_GO = "consumers_come_and_go"
     CLEAN_SHUTDOWN = "clean_shutdown"
     POISON = "poison"
+    TXN_KILLED = "txn_killed"
+    TXN_ABORTED = "txn_aborted"
+    TXN_TIMED_OUT = "txn_timed_out"
+    TXN_COMMIT_ANSWER_LOST = "txn_commit_answer_lost"
+    ZOMBIE_FENCED = "zombie_fenced"
+    TXN_REBALANCE = "txn_rebalance"
+    TXN_LONGER_THAN_SESSION = "txn_longer_than_session"
+    TXN_BROKER_KILLED = "txn_broker_killed"
+    EXTERNAL_EFFECT_DOUBLES = "external_effect_doubles"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +95,12 @@ class Properties:
     counts_attempts: bool = True
     durable: str = "broker_kill"
     """`none`, `broker_kill` (survives the broker's process) or `replicated` (survives a node)."""
+    transaction_seconds: float | None = None
+    """After which the broker ends a transaction that is still open, by itself; None where it never does."""
+    transaction_setting: str = ""
+    """The URL's parameter that says so."""
+    uncommitted: Mapping[str, str] | None = None
+    """URL parameters under which a consumer also sees what is not committed, where there are such."""
     notes: tuple[str, ...] = ()
     """What is weaker than the plugin's default, one sentence each."""
 

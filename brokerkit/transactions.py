@@ -31,6 +31,8 @@ _CHUNK = 500
 _IDLE = 0.05
 """Seconds without a message after which such a transaction ends early."""
 
+_SIZE = attrgetter("size")
+
 State = Literal["received", "open", "committed", "aborted", "unknown"]
 
 
@@ -125,9 +127,10 @@ class Transaction:
         self.deliveries = Deliveries(self, raws)
         self._owner = owner
         self._transactor = transactor
+        self._send = transactor.send
         self._condemned = list(condemned)
         self._began = time.monotonic()
-        self._bytes = sum(raw.size for raw in raws)
+        self._bytes = sum(map(_SIZE, raws))
         self._lost: BrokerkitError | None = None
 
     def send(
@@ -145,7 +148,7 @@ class Transaction:
             raise self._misused()
         message = outgoing(body, id, key, headers, content_type)
         try:
-            self._transactor.send(topic, (message,))
+            self._send(topic, (message,))
         except (ConnectionLost, LeaseLost) as error:
             self._lost = error
             raise
@@ -174,7 +177,7 @@ class Transaction:
         except (ConnectionLost, LeaseLost) as error:
             self._lost = error
             raise
-        self._bytes += sum(raw.size for raw in raws)
+        self._bytes += sum(map(_SIZE, raws))
         return raws
 
     def _misused(self) -> BrokerkitError:

@@ -173,6 +173,16 @@ class Story:
         }
         return ConsumerActor(self, self._start("consumer", self._name("consumer"), spec, proxied))
 
+    def start(self, module: str, spec: dict[str, Any], *, proxied: bool = False) -> Actor:
+        """A process of any other kind of actor, named after its module."""
+        return self._start(module, self._name(module), spec, proxied)
+
+    def end_actors(self, role: str) -> None:
+        """Ends those that still live of one kind."""
+        for actor in self._actors:
+            if actor.name.startswith(f"{role}-"):
+                actor.end()
+
     # ------------------------------------------------------------ telling
 
     def note(self, text: str) -> None:

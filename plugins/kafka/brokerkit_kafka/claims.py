@@ -76,7 +76,20 @@ def _leader(config: Config, facts: Facts) -> Claim:
     )
 
 
+def _transaction_points() -> Mapping[str, Claim]:
+    """From topic to topic within one cluster, read at read_committed. Nothing else is covered."""
+    once = Claim(condition="from Kafka to the same Kafka, read at read_committed", source="measured by the suite")
+    points = [point for point in FailurePoint if point is not FailurePoint.LEADER_KILLED]
+    outside = "what a handler does outside the transaction is done again when its messages come again"
+    return {
+        **dict.fromkeys(points, once),
+        FailurePoint.EXTERNAL_EFFECT_DOUBLES: Claim(duplicate=EXPECTED, condition=outside, source=once.source),
+    }
+
+
 def _consumer_points(consumer: Guarantee) -> Mapping[str, Claim]:
+    if consumer is Guarantee.EXACTLY_ONCE:
+        return _transaction_points()
     if consumer is _AMO:
         lossy = Claim(loss=POSSIBLE, condition="committed at hand-over: what a killed member had in hand is gone")
         return {
@@ -136,6 +149,11 @@ def _properties(config: Config, facts: Facts, max_body: int) -> Properties:
         notes.append(f"acks={config.acks()}: a confirmed message may be lost with its leader")
     if not config.idempotent():
         notes.append("enable.idempotence=false: retries may double and reorder")
+    if facts.replication < 3:
+        notes.append(
+            f"one node that is killed with transactions open and comes back near {settings.transaction_timeout:g} s "
+            "later (transaction_timeout) may leave them hanging: readers wait there until an operator ends them"
+        )
     if settings.group_protocol == "consumer":
         notes.append("the session timeout is the broker's (group.consumer.session.timeout.ms)")
     return Properties(
@@ -149,6 +167,9 @@ def _properties(config: Config, facts: Facts, max_body: int) -> Properties:
         refuses_unroutable=False,
         max_body_bytes=max_body,
         counts_attempts=False,
+        transaction_seconds=settings.transaction_timeout,
+        transaction_setting="transaction_timeout",
+        uncommitted={"client.isolation.level": "read_uncommitted"},
         durable="replicated" if facts.replication >= 3 and facts.min_insync >= 2 else "broker_kill",
         notes=(
             "a message is stored once it is in the page cache of its replicas: no fsync",

@@ -58,6 +58,7 @@ from brokerkit.errors import (
 )
 from brokerkit.guarantees import Claims, Guarantee
 from brokerkit.plugins import Url
+from brokerkit_kafka import backlog
 from brokerkit_kafka.claims import Facts, claims
 from brokerkit_kafka.errors import ACCESS, translated
 from brokerkit_kafka.lane import settings_in
@@ -271,9 +272,9 @@ class KafkaDriver(Driver):
                     time.sleep(0.02)
 
     def depth(self, topic: str, subscription: str) -> int:
-        """End of the log minus committed offset, summed, the retry topic included. Transaction markers, aborted
-        records and holes left by compaction count as messages."""
-        total = 0
+        """End of the log minus committed offset, summed, the retry topic included. Where that is little, messages are
+        counted; else transaction markers, aborted records and holes left by compaction count as messages."""
+        gaps: dict[tuple[str, int], tuple[int, int]] = {}
         group = f"{topic}--{subscription}"
         for name in (topic, retry_topic(topic, subscription)):
             found = self._describe(name)
@@ -288,8 +289,9 @@ class KafkaDriver(Driver):
             ends = self._offsets(name, numbers, latest=True)
             fresh = [number for number in numbers if committed[number].offset < 0]
             begins = self._offsets(name, fresh, latest=False) if fresh else {}
-            total += sum(max(0, ends[n] - begins.get(n, committed[n].offset)) for n in numbers)
-        return total
+            gaps |= {(name, n): (begins.get(n, committed[n].offset), ends[n]) for n in numbers}
+        total = sum(max(0, end - begin) for begin, end in gaps.values())
+        return backlog.counted(self._config.consumer(group, 0), gaps, 5.0) if 0 < total <= backlog.FEW else total
 
     # ------------------------------------------------------------ sessions
 

@@ -194,8 +194,9 @@ class Config:
         longest = self.settings.transaction_timeout
         return {
             "transaction.timeout.ms": int(longest * 1000),
-            "socket.timeout.ms": 10_000,
+            "socket.timeout.ms": min(10_000, int(longest * 1000)),
             **self.producer(Guarantee.EXACTLY_ONCE, min(30.0, 0.9 * longest)),
+            "delivery.report.only.error": True,  # that all is stored, the commit tells
             "transactional.id": id,
         }
 

@@ -24,6 +24,7 @@ from brokerkit.message import Message
 from brokerkit_kafka.errors import ACCESS, NOT_STORED, translated
 from brokerkit_kafka.outage import Forgotten
 from brokerkit_kafka.sender import BUSY, pack
+from brokerkit_kafka.settings import log
 
 SLOW = 5.0
 """Seconds of a commit after which it may have been asked for more than once."""
@@ -81,13 +82,14 @@ class TransactionalProducer:
         now = time.monotonic()
         if now - self._polled_at > BUSY:
             self._polled_at = now
-            self._producer.poll(0)
+            self._serve(0)
 
     def commit(self, offsets: list[TopicPartition], group: object) -> None:
         """Raises LeaseLost or SendRefused when nothing happened, ConnectionLost when nobody can tell."""
         producer = self._producer
         if offsets and (failed := self._persist(lambda: producer.send_offsets_to_transaction(offsets, group))):
             self._doubt = self._doubt or _doubtful(failed)
+            self._tell_refused()
             raise LeaseLost(f"the transaction's offsets were not taken: {failed.str()}")
         self.asked = True
         asked_at = time.monotonic()
@@ -99,16 +101,14 @@ class TransactionalProducer:
         if not failed.txn_requires_abort():
             self._doubt = failed.str()
             raise ConnectionLost(f"it cannot be told whether the transaction was committed: {failed.str()}")
-        if self._refused is not None:
-            error, cause = self._refused
-            raise SendRefused(f"a message of the transaction was refused: {error.str()}", cause)
+        self._tell_refused()
         self._doubt = failed.str()
         raise LeaseLost(f"the transaction was not committed: {failed.str()}")
 
     def abort(self, timeout: float) -> None:
         """Afterwards nothing is open. Raises ConnectionLost when that cannot be had within `timeout` seconds."""
         self._topics.clear()  # what made it fail may be a topic that is gone
-        self._producer.poll(0)
+        self._serve(0)
         deadline = time.monotonic() + timeout
         if not self._doubt:
             try:
@@ -140,7 +140,7 @@ class TransactionalProducer:
     def _wait_for_room(self, *fields: Any) -> None:
         topic, body, key, published_at, headers = fields
         while True:
-            self._producer.poll(0.05)
+            self._serve(0.05)
             try:
                 self._produce(topic, body, key, timestamp=published_at, headers=headers)
             except BufferError:
@@ -159,11 +159,24 @@ class TransactionalProducer:
             self._doubt = error.str()
         return LeaseLost(f"the transaction is over: {error.str()}")
 
+    def _tell_refused(self) -> None:
+        self._serve(0)
+        if self._refused is not None:
+            error, cause = self._refused
+            raise SendRefused(f"a message of the transaction was refused: {error.str()}", cause)
+
     def _on_delivery(self, error: KafkaError | None, _: Native) -> None:
         """What can never be stored is the user's to know; all else the commit tells."""
         cause = None if error is None else NOT_STORED.get(error.code())
         if error is not None and cause is not None and cause is not _MISSING:
             self._refused = (error, cause)
+
+    def _serve(self, timeout: float) -> None:
+        """Runs callbacks; an error that ends the producer is raised here instead of reaching its callback."""
+        try:
+            self._producer.poll(timeout)
+        except KafkaException as error:
+            self._doubt = error.args[0].str()
 
     def _on_error(self, error: KafkaError) -> None:
         self._doubt = self._doubt or error.str()
@@ -197,7 +210,7 @@ class TransactionalProducer:
                 failure: KafkaError = failed.args[0]
                 if failure.retriable() and time.monotonic() < deadline:
                     continue
-                self._producer.poll(0)
+                self._serve(0)
                 trouble = translated(failure, f"beginning transactions as {self.id!r}")
                 known = failure.code() in ACCESS or isinstance(trouble, ConfigurationError)
                 raise trouble if known else ConnectionLost(str(trouble)) from None
@@ -208,8 +221,11 @@ class TransactionalProducer:
     @staticmethod
     def _retire(producer: Producer) -> None:
         """Drops what it still holds, so that its end does not wait for a broker."""
-        producer.purge(blocking=False)
-        producer.poll(0)
+        try:
+            producer.purge(blocking=False)
+            producer.poll(0)
+        except KafkaException as error:
+            log.debug("a producer that is given up: %s", error.args[0].str())
 
 
 def _doubtful(error: KafkaError) -> str:

@@ -65,6 +65,7 @@ class KafkaTransactor(Transactor):
         )
         self._lanes: dict[tuple[str, int], Lane] = {}
         self._number = 0
+        self.send = producer.send  # type: ignore[method-assign]  # each message passes here
         self._closed = False
         self._over: str | None = None
         self._failure: BrokerkitError | None = None
@@ -88,17 +89,15 @@ class KafkaTransactor(Transactor):
 
     def receive(self, max_messages: int, timeout: float) -> Sequence[Incoming]:
         deadline = time.monotonic() + timeout
-        consumer = self._consumer
         while True:
             self._check()
             last = self._number
-            native = consumer.poll(max(0.0, min(deadline - time.monotonic(), SLICE)))
-            found: list[KafkaIncoming] = []
-            if native is not None:
-                batch = [native]
-                if max_messages > 1:
-                    batch += consumer.consume(max_messages - 1, 0)
-                found = self._admit(batch, last)
+            try:
+                batch = self._fetch(max_messages, max(0.0, min(deadline - time.monotonic(), SLICE)))
+            except KafkaException as error:  # one that ends the consumer does not reach its callback
+                self._over = error.args[0].str()
+                raise ConnectionLost(f"receiving: {self._over}") from None
+            found = self._admit(batch, last) if batch else []
             self._check()
             if self._void is not None:
                 raise LeaseLost(self._void)
@@ -157,42 +156,59 @@ class KafkaTransactor(Transactor):
 
     # ------------------------------------------------------------ receiving
 
+    def _fetch(self, most: int, wait: float) -> list[Native]:
+        first = self._consumer.poll(wait)
+        if first is None:
+            return []
+        return [first, *self._consumer.consume(most - 1, 0)] if most > 1 else [first]
+
     def _admit(self, batch: Sequence[Native], last: int) -> list[KafkaIncoming]:
-        """What of a fetched batch is ours. Messages of a partition that came to us only while the batch was fetched
-        may be older than that: they are fetched again."""
+        """What of a fetched batch is ours. It comes in runs of one partition each, which keeps a message cheap."""
         found: list[KafkaIncoming] = []
-        lanes = self._lanes
-        touched = self._touched
-        again: set[Lane] = set()
+        append = found.append
+        several = len(self._topics) > 1
+        lane: Lane | None = None
+        base = offset = begin = 0
+        topic: str | None = None
+        partition: int | None = None
         for native in batch:
-            error = native.error()
-            if error is not None:
-                self._message_error(native, error)
+            if native.error() is not None:
+                self._message_error(native, native.error())  # type: ignore[arg-type]
                 continue
-            lane = lanes.get((native.topic(), native.partition()))  # type: ignore[arg-type]
-            if lane is None:
-                continue
-            offset: int = native.offset()  # type: ignore[assignment]
-            if lane.asked is None:
-                if lane.base >> SHIFT > last:
-                    again.add(lane)
-                    continue
-                if lane.committed < 0:
-                    lane.committed = offset
-                if offset < lane.committed:
-                    continue
-                touched.append(lane)
+            if native.partition() != partition or (several and native.topic() != topic):
+                if lane is not None:
+                    lane.asked = offset + 1
+                topic, partition = native.topic(), native.partition()
+                lane = self._taken(topic, partition, native.offset(), last)  # type: ignore[arg-type]
+                if lane is not None:
+                    base, begin = lane.base, lane.asked or 0
+                    offset = begin - 1
+            if lane is not None and native.offset() >= begin:  # type: ignore[operator]
+                offset = native.offset()  # type: ignore[assignment]
+                append(KafkaIncoming(native, lane, base + offset))
+        if lane is not None:
             lane.asked = offset + 1
-            found.append(KafkaIncoming(native, lane, lane.base + offset))
-        for lane in again:
-            self._seek(lane)
-        if found:
-            if self._group is None and not self._join(found):
-                return []
-            self._received += found
+        if found and self._group is None and not self._join():
+            return []
+        self._received += found
         return found
 
-    def _join(self, found: Sequence[KafkaIncoming]) -> bool:
+    def _taken(self, topic: str, partition: int, offset: int, last: int) -> Lane | None:
+        """The lane of a run of messages, now part of the transaction; None where they are not ours. One that came to
+        us only while the batch was fetched is read again, for these messages may be older than that."""
+        lane = self._lanes.get((topic, partition))
+        if lane is None or lane.asked is not None:
+            return lane
+        if lane.base >> SHIFT > last:
+            self._seek(lane)
+            return None
+        if lane.committed < 0:
+            lane.committed = offset
+        lane.asked = lane.committed
+        self._touched.append(lane)
+        return lane
+
+    def _join(self) -> bool:
         """Takes the membership that the transaction belongs to. A member that is being thrown out has none: what it
         got is put back."""
         self._group = self._consumer.consumer_group_metadata()

@@ -77,7 +77,19 @@ def claims_of(path: Path, settings: SqliteSettings, producer: Guarantee, consume
             NEVER, maybe_again, "a failing handler's own effects are repeated at each of its attempts"
         ),
     }
+    if atomic:
+        points |= _transaction_points()
     return Claims({str(point): found for point, found in points.items()}, _properties(path, settings, producer))
+
+
+def _transaction_points() -> dict[FailurePoint, Claim]:
+    names = [point for point in FailurePoint if point.startswith("txn_")]
+    once = Claim(condition="acks and sends are rows of one SQL transaction in one file", source=_SOURCE)
+    outside = "what a handler does outside the file is done again when its messages come again"
+    return {
+        **dict.fromkeys([*names, FailurePoint.ZOMBIE_FENCED], once),
+        FailurePoint.EXTERNAL_EFFECT_DOUBLES: Claim(duplicate=EXPECTED, condition=outside, source=_SOURCE),
+    }
 
 
 def _properties(path: Path, settings: SqliteSettings, producer: Guarantee) -> Properties:
@@ -97,6 +109,8 @@ def _properties(path: Path, settings: SqliteSettings, producer: Guarantee) -> Pr
         max_body_bytes=settings.max_body_bytes,
         counts_attempts=True,
         durable="broker_kill",
+        transaction_seconds=settings.lease_seconds,
+        transaction_setting="lease_seconds",
         notes=tuple(_notes(path, settings)),
     )
 

@@ -312,6 +312,7 @@ class SqliteTransactor(Transactor):
         self._session = session
         self._max_body = settings.max_body_bytes
         self._leases = _Leases(session, settings, topics, subscription)
+        self.longest = min(group.lease_ms for group in self._leases.groups.values()) / 1000
         self._instance = instance
         if instance is not None:
             with session.transaction() as db:

@@ -99,32 +99,25 @@ class Copying:
         before = self.ends("ok")
         return self.story.wait(lambda: self.ends("ok") >= before + more, timeout)
 
-    def drain(self) -> None:
-        """Heals everything, lets a fresh copier of each slot finish, and reads to the end, also with a late reader."""
+    def drain(self, *more: str, **handler: Any) -> None:
+        """Heals everything, lets a fresh copier of each slot finish, and reads to the end, also with a late reader.
+        `more`: other subscriptions that owe every message."""
         story = self.story
-        began, until = self._begin_drain(SUBSCRIPTIONS)
-        story.wait(lambda: not story.missing(READ) and not story.missing(SECOND), until - time.monotonic())
-        self._read((self.outs[0], LATE))
-        story.wait(lambda: not story.missing(LATE), until - time.monotonic())
-        where = [(WORK, story.topic), (READ, self.outs[0]), (LATE, self.outs[0]), (SECOND, self.outs[1])]
-        if not self._end_drain(SUBSCRIPTIONS, where, began, until):
-            self._tell_blocked()
-
-    def drain_work(self, **handler: Any) -> None:
-        """The same where nobody reads: what goes in is worked on to the end."""
-        began, until = self._begin_drain((LEDGER,), **handler)
-        self.story.wait(lambda: not self.story.missing(LEDGER), until - time.monotonic())
-        self._end_drain((LEDGER,), [(WORK, self.story.topic)], began, until)
-
-    def _begin_drain(self, subscriptions: Sequence[str], **handler: Any) -> tuple[float, float]:
-        story = self.story
+        owing = (*SUBSCRIPTIONS, *more)
         story.heal_network()
         story.end_actors("copier")
-        story.journal.write("drain_begin", subscriptions=list(subscriptions))
+        story.journal.write("drain_begin", subscriptions=list(owing))
         for slot in self.slots:
             self.copier(slot, **handler)
         began = time.monotonic()
-        return began, began + 60.0 + 4.0 * story.bound
+        until = began + 60.0 + 4.0 * story.bound
+        followed = [name for name in owing if name != LATE]
+        story.wait(lambda: not any(story.missing(name) for name in followed), until - time.monotonic())
+        self._read((self.outs[0], LATE))
+        story.wait(lambda: not story.missing(LATE), until - time.monotonic())
+        where = [(WORK, story.topic), (READ, self.outs[0]), (LATE, self.outs[0]), (SECOND, self.outs[1])]
+        if not self._end_drain(owing, where, began, until):
+            self._tell_blocked()
 
     def _end_drain(
         self, subscriptions: Sequence[str], where: Sequence[tuple[str, str]], began: float, until: float

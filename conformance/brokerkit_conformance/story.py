@@ -22,7 +22,7 @@ from brokerkit_conformance.faults.proxy import Proxy, Rule
 from brokerkit_conformance.faults.together import Together
 from brokerkit_conformance.history import Event, History, Journal
 from brokerkit_conformance.tail import Tail
-from brokerkit_conformance.targets import Target
+from brokerkit_conformance.targets import Target, with_settings
 
 WORK = "work"
 _SLACK = 1.5
@@ -458,7 +458,7 @@ class Story:
 
     def _start(self, module: str, name: str, spec: dict[str, Any], proxied: bool) -> Actor:
         whole = {
-            "url": self.target.url(through=proxied),
+            "url": with_settings(self.target.url(through=proxied), spec.pop("settings", {})),
             "actor": name,
             "journal": str(self.directory / f"{name}.jsonl"),
             "adapter": self._adapter,

@@ -123,7 +123,7 @@ class Target:
             assert self.asked.url is not None
             return _moved(self.asked.url, self.proxy.addresses[0]) if through and self.proxy else self.asked.url
         quick = self.local.fast_settings
-        return _with(self.local.url(through=through), {**quick, **self.asked.settings})
+        return with_settings(self.local.url(through=through), {**quick, **self.asked.settings})
 
     def connect(self) -> brokerkit.Broker:
         return brokerkit.connect(self.url())
@@ -169,7 +169,7 @@ def _moved(url: str, address: tuple[str, int]) -> str:
     return urlunsplit(parts._replace(netloc=f"{user}{at}{address[0]}:{address[1]}"))
 
 
-def _with(url: str, settings: Mapping[str, str]) -> str:
+def with_settings(url: str, settings: Mapping[str, str]) -> str:
     """`url` with these parameters, which win over its own."""
     if not settings:
         return url

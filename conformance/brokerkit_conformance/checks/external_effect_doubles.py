@@ -2,7 +2,7 @@
 
 from brokerkit.guarantees import FailurePoint
 from brokerkit_conformance.checks.registry import check
-from brokerkit_conformance.copying import LEDGER, Copying
+from brokerkit_conformance.copying import LEDGER, READ, SUBSCRIPTIONS, Copying
 from brokerkit_conformance.story import Story
 
 
@@ -12,11 +12,12 @@ from brokerkit_conformance.story import Story
     "written again?",
     varies="transactions",
     witness={"exactly_once": "duplicate"},
-    subscriptions=(LEDGER,),
+    subscriptions=(*SUBSCRIPTIONS, LEDGER),
     trials=2,
 )
 def external_effect_doubles(story: Story) -> None:
     copying = Copying(story)
+    copying.reader()
     producer = story.producer()
     for _ in story.trials():
         copier = copying.copier(stop_at="before_commit", after=3, external=True)
@@ -24,4 +25,6 @@ def external_effect_doubles(story: Story) -> None:
         id = copier.at("before_commit")
         story.kill(copier, f"before its commit, {id} the last", at="before_commit")
     producer.close()
-    copying.drain_work(external=True)
+    copying.drain(LEDGER, external=True)
+    sent = [event.id for event in story.tail.events if event.op == "effect" and event.get("subscription") == READ]
+    story.expect("what it sent is there once", len(sent) == len(set(sent)), f"{len(sent) - len(set(sent))} twice")

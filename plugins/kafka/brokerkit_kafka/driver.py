@@ -440,7 +440,8 @@ class KafkaDriver(Driver):
         asked = [TopicPartition(topic, number) for number in range(partitions)]
         doing = f"reading the offsets of group {group!r}"
         deadline = time.monotonic() + _PATIENCE
-        consumer = Consumer({**self._config.consumer(group, 0), "statistics.interval.ms": 0})
+        unread = {"statistics.interval.ms": 0, "isolation.level": "read_uncommitted"}  # no wait for a transaction's end
+        consumer = Consumer({**self._config.consumer(group, 0), **unread})
         try:
             while True:
                 try:

@@ -11,9 +11,11 @@ commit, is replaced before the next transaction.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka import Message as Native
@@ -28,6 +30,10 @@ from brokerkit_kafka.settings import log
 
 SLOW = 5.0
 """Seconds of a commit after which it may have been asked for more than once."""
+_ANSWER = 10.0
+"""Seconds that the coordinator is given."""
+_CONNECTING = "in state CONNECT)"
+"""In the text of an error that no request can have been lost by: a node is down and stays so."""
 _MISSING = Cause.TOPIC_MISSING
 
 
@@ -50,14 +56,15 @@ class TransactionalProducer:
         self._renew(timeout)
 
     def begin(self, timeout: float) -> None:
+        self._serve(0)
         if self._doubt:
             self._renew(timeout)
         self.asked = False
         self._refused = None
         self._began = time.monotonic()
-        if failed := self._persist(self._producer.begin_transaction):
-            self._doubt = failed.str()
-            raise ConnectionLost(f"beginning a transaction: {failed.str()}")
+        if failed := _persist(self._producer.begin_transaction):
+            self._doubt = failed.text
+            raise ConnectionLost(f"beginning a transaction: {failed.text}")
 
     def send(self, topic: str, messages: Sequence[Message]) -> None:
         if topic not in self._topics:
@@ -87,34 +94,35 @@ class TransactionalProducer:
     def commit(self, offsets: list[TopicPartition], group: object) -> None:
         """Raises LeaseLost or SendRefused when nothing happened, ConnectionLost when nobody can tell."""
         producer = self._producer
-        if offsets and (failed := self._persist(lambda: producer.send_offsets_to_transaction(offsets, group))):
-            self._doubt = self._doubt or _doubtful(failed)
+        self._serve(0)
+        if self._doubt:
+            raise LeaseLost(f"a connection failed during the transaction: {self._doubt}")
+        take = partial(producer.send_offsets_to_transaction, offsets, group, _ANSWER)
+        if offsets and (failed := self._within(take)):
             self._tell_refused()
-            raise LeaseLost(f"the transaction's offsets were not taken: {failed.str()}")
+            self._doubt = self._doubt or ("" if failed.abort else failed.text)
+            raise LeaseLost(f"the transaction's offsets were not taken: {failed.text}")
         self.asked = True
         asked_at = time.monotonic()
-        failed = self._persist(producer.commit_transaction)
+        failed = self._within(partial(producer.commit_transaction, _ANSWER))
         if failed is None:
             if time.monotonic() - asked_at > SLOW:
                 self._doubt = "the last commit took long"
             return
-        if not failed.txn_requires_abort():
-            self._doubt = failed.str()
-            raise ConnectionLost(f"it cannot be told whether the transaction was committed: {failed.str()}")
+        if not failed.abort:
+            self._doubt = failed.text
+            raise ConnectionLost(f"it cannot be told whether the transaction was committed: {failed.text}")
         self._tell_refused()
-        self._doubt = failed.str()
-        raise LeaseLost(f"the transaction was not committed: {failed.str()}")
+        self._doubt = failed.text
+        raise LeaseLost(f"the transaction was not committed: {failed.text}")
 
     def abort(self, timeout: float) -> None:
         """Afterwards nothing is open. Raises ConnectionLost when that cannot be had within `timeout` seconds."""
         self._topics.clear()  # what made it fail may be a topic that is gone
         self._serve(0)
         deadline = time.monotonic() + timeout
-        if not self._doubt:
-            try:
-                self._producer.abort_transaction(timeout)
-            except KafkaException as failed:
-                self._doubt = failed.args[0].str()
+        if not self._doubt and (failed := self._within(partial(self._producer.abort_transaction, _ANSWER))):
+            self._doubt = failed.text
         if self._doubt:
             self._renew(max(1.0, deadline - time.monotonic()))
 
@@ -123,19 +131,14 @@ class TransactionalProducer:
 
     # ------------------------------------------------------------ errors
 
-    def _persist(self, call: Callable[[], object]) -> KafkaError | None:
-        """None when it is done; else the error that ends trying."""
-        give_up = self._began + self.longest
-        while True:
-            try:
-                call()
-            except KafkaException as failed:
-                error: KafkaError = failed.args[0]
-                if error.txn_requires_abort() or not error.retriable() or time.monotonic() > give_up:
-                    return error
-                time.sleep(0.02)
-            else:
-                return None
+    def _within(self, call: Callable[[], object]) -> _Failure | None:
+        """What came of it. librdkafka 2.16 ignores the timeout of a call whose coordinator goes away meanwhile, and
+        waits for ever: then it is left behind in its thread, and its producer with it."""
+        ends: list[_Failure | None] = []
+        thread = threading.Thread(target=lambda: ends.append(_persist(call)), name="brokerkit kafka txn", daemon=True)
+        thread.start()
+        thread.join(2 * _ANSWER)
+        return ends[0] if ends else _Failure("its coordinator has not answered", False)
 
     def _wait_for_room(self, *fields: Any) -> None:
         topic, body, key, published_at, headers = fields
@@ -179,7 +182,8 @@ class TransactionalProducer:
             self._doubt = error.args[0].str()
 
     def _on_error(self, error: KafkaError) -> None:
-        self._doubt = self._doubt or error.str()
+        if _CONNECTING not in error.str():
+            self._doubt = self._doubt or error.str()
 
     # ------------------------------------------------------------ successors
 
@@ -228,6 +232,24 @@ class TransactionalProducer:
             log.debug("a producer that is given up: %s", error.args[0].str())
 
 
-def _doubtful(error: KafkaError) -> str:
-    """Why the producer cannot go on; empty when an abort is all that is needed."""
-    return "" if error.txn_requires_abort() else error.str()
+class _Failure(NamedTuple):
+    """Why a call did not succeed; `abort`: nothing of the transaction will be committed."""
+
+    text: str
+    abort: bool
+
+
+def _persist(call: Callable[[], object]) -> _Failure | None:
+    """None when it is done; else what ended trying, at once or after a while."""
+    give_up = time.monotonic() + _ANSWER
+    while True:
+        try:
+            call()
+        except KafkaException as failed:
+            error: KafkaError = failed.args[0]
+            abort = error.txn_requires_abort()
+            if abort or not error.retriable() or time.monotonic() > give_up:
+                return _Failure(error.str(), abort)
+            time.sleep(0.02)
+        else:
+            return None

@@ -1,8 +1,10 @@
 """A worker is killed inside a transaction: after it sent, after its offsets, after it asked for the commit."""
 
+import time
+
 from brokerkit.guarantees import FailurePoint
 from brokerkit_conformance.checks.registry import check
-from brokerkit_conformance.copying import SUBSCRIPTIONS, CopierActor, Copying
+from brokerkit_conformance.copying import READ, SUBSCRIPTIONS, CopierActor, Copying
 from brokerkit_conformance.faults.proxy import Rule
 from brokerkit_conformance.story import Story
 
@@ -37,8 +39,21 @@ def txn_killed(story: Story) -> None:
             evidence = rule.wait(40.0)
             story.kill(copier, f"{where} ({evidence['frame']})")
             story.heal_network()
+        _takes_over(story, copying)
     producer.close()
     copying.drain()
+
+
+def _takes_over(story: Story, copying: Copying) -> None:
+    """What the dead one left open is ended by its successor, not by the broker's patience."""
+    longest = story.properties.transaction_seconds
+    patience = 30.0 + 3 * story.bound
+    began = time.monotonic()
+    successor = copying.copier()
+    seen = story.wait(lambda: not story.missing(READ), patience)
+    if longest is None or longest > patience:
+        story.expect("its successor ends what was left open", seen, f"nothing for {time.monotonic() - began:.0f} s")
+    successor.close()
 
 
 def _rule(story: Story, copier: CopierActor, where: str) -> Rule:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from benchmarks.works import Broker
+from brokerkit.local.keeper import temporary_directory
 from brokerkit.plugins import plugins
 
 
@@ -20,11 +19,11 @@ def started(name: str) -> Iterator[tuple[Broker, dict[str, str]]]:
     assert plugin.local is not None
     local = plugin.local()[name]()
     chosen = local.provision()
-    with tempfile.TemporaryDirectory(prefix="brokerkit-bench-") as folder:
+    with temporary_directory("brokerkit-bench-") as folder:
         try:
-            local.start(Path(folder) / "broker")
+            local.start(folder / "broker")
             with brokerkit.connect(local.url()) as broker:
                 about = {**broker.describe(), "provider": chosen.provider, "version": chosen.version}
-            yield Broker(name, local.url(), Path(folder)), about
+            yield Broker(name, local.url(), folder), about
         finally:
             local.stop()

@@ -48,6 +48,7 @@ def kafka_receive(servers: str, topic: str, count: int) -> float:
 async def _send(broker: Any, where: dict[str, Any], count: int, size: int) -> float:
     body = b"x" * size
     async with broker:
+        await broker.publish(body, **where)
         began = time.perf_counter()
         for first in range(0, count, AT_ONCE):
             await asyncio.gather(*(broker.publish(body, **where) for _ in range(first, min(first + AT_ONCE, count))))

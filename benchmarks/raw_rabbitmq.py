@@ -1,9 +1,9 @@
 """Raw pika at its best practice: what brokerkit's RabbitMQ figures are held against.
 
-A SelectConnection on the caller's own thread, no threads beside it. Sends keep up to 1,000 publishes unconfirmed and
-call back once per confirmed message; receives prefetch 500 and ack each 50 with `multiple`. `same_wire` writes and
-reads the message that brokerkit's plugin writes: an id made for each, timestamp, the `brokerkit-published-at` header,
-persistent, mandatory; otherwise a bare persistent body.
+A SelectConnection on the caller's own thread, no threads beside it. Windows are brokerkit's: sends keep up to 10,000
+publishes unconfirmed and call back once per confirmed message; receives prefetch 500, and ack each 50 with `multiple`.
+`same_wire` writes and reads the message that brokerkit's plugin writes: an id made for each, timestamp, the
+`brokerkit-published-at` header, persistent, mandatory; otherwise a bare persistent body.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 import pika
 from pika import spec
 
-OUTSTANDING = 1000
+OUTSTANDING = 10_000
 PREFETCH = 500
 ACK_EACH = 50
 

@@ -43,7 +43,7 @@ def queue_of(topic: str) -> str:
 
 def rabbitmq(broker: Broker, scale: float) -> list[Work]:
     """Quorum queues."""
-    many, some, few = (_scaled(count, scale) for count in (30_000, 8_000, 3_000))
+    many, some, few = (_scaled(count, scale) for count in (50_000, 8_000, 3_000))
     url, amqp = broker.url, broker.amqp
 
     def fill(count: int) -> Callable[[str], Call]:
@@ -96,7 +96,7 @@ def kafka(broker: Broker, scale: float) -> list[Work]:
         return lambda topic: Call("raw_kafka", function, (servers, topic, many, *size), {"same_wire": same_wire})
 
     send = [
-        _ours_send(url, many),
+        _ours_send(url, many, HEADERS),
         Side("raw", raw("send", True)),
         Side("bare", raw("send", False)),
         Side("faststream", lambda topic: Call("peer_faststream", "kafka_send", (servers, topic, some, SIZE))),
@@ -190,8 +190,8 @@ def latencies(broker: Broker, seconds: float) -> Work:
     return Work(f"{broker.name}: latency at 500/s", broker.url, sides)
 
 
-def _ours_send(url: str, count: int) -> Side:
-    return Side("brokerkit", lambda topic: Call("ours", "send", (url, topic, count, SIZE)))
+def _ours_send(url: str, count: int, headers: Mapping[str, str] | None = None) -> Side:
+    return Side("brokerkit", lambda topic: Call("ours", "send", (url, topic, count, SIZE), {"headers": headers}))
 
 
 def _ours_receive(url: str, count: int, fill: Callable[[str], Call], *, prefetch: int = 500, batch: int = 100) -> Side:

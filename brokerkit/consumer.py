@@ -117,8 +117,9 @@ class Delivery:
     def headers(self) -> Headers:
         """The producer's headers, without brokerkit's own."""
         headers = self._raw.headers
-        if any(name.startswith(_RESERVED) for name in headers):
-            return {name: value for name, value in headers.items() if not name.startswith(_RESERVED)}
+        for name in headers:
+            if name.startswith(_RESERVED):
+                return {name: value for name, value in headers.items() if not name.startswith(_RESERVED)}
         return headers
 
     @property
@@ -230,8 +231,13 @@ class _Session:
         self.nacks: list[Nack] = []
         self.rejects: list[Reject] = []
         self.sent = 0
+        self.largest = 0
         self.keeper: LeaseKeeper | None = None
         self.receiver: Receiver
+
+    def bytes_held(self) -> int:
+        """Looks at each: `largest` says when that can be needed."""
+        return sum(delivery._raw.size for delivery in list(self.outstanding.values()))
 
     def claim(self, delivery: Delivery) -> None:
         """Takes the delivery out of what is outstanding, for good; raises when it is not there any more."""
@@ -730,6 +736,7 @@ class Consumer:
         incoming = session.receiver.receive(min(room, _FETCH), 0.1)
         if not incoming:
             return
+        session.largest = max(session.largest, max([raw.size for raw in incoming]))
         now = time.monotonic()
         deliveries = [Delivery(raw, session, now) for raw in incoming]
         session.outstanding.update(zip([raw.token for raw in incoming], deliveries, strict=True))
@@ -747,7 +754,7 @@ class Consumer:
         held = len(session.outstanding)
         if held > self._prefetch // 2 and self._ready:
             return 0
-        if held and sum(delivery._raw.size for delivery in list(session.outstanding.values())) >= self._prefetch_bytes:
+        if held * session.largest >= self._prefetch_bytes and session.bytes_held() >= self._prefetch_bytes:
             return 0
         return self._prefetch - held
 

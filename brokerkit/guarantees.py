@@ -69,6 +69,18 @@ class Claim:
     source: str = ""
 
 
+def weakest(*claims: Claim) -> Claim:
+    """What holds where all of these apply: the likeliest in each respect, the conditions of all, the first source."""
+    order = list(Likelihood)
+    return Claim(
+        max((each.loss for each in claims), key=order.index),
+        max((each.duplicate for each in claims), key=order.index),
+        max((each.reorder for each in claims), key=order.index),
+        condition="; ".join(dict.fromkeys(each.condition for each in claims if each.condition)),
+        source=next((each.source for each in claims if each.source), ""),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Properties:
     """What else a plugin states of a target as configured. Seconds and bytes; None means unknown or none."""
@@ -114,3 +126,25 @@ class Claims:
 
     points: Mapping[str, Claim] = field(default_factory=dict)
     properties: Properties = field(default_factory=Properties)
+
+
+def together(*parts: Mapping[FailurePoint, Claim]) -> dict[str, Claim]:
+    """What parts claim that fail independently, a producer's and a consumer's: per point the weaker of them in each
+    respect, under the conditions of all."""
+    points: dict[str, Claim] = {}
+    for part in parts:
+        for point, claim in part.items():
+            points[str(point)] = _weaker(points[str(point)], claim) if str(point) in points else claim
+    return points
+
+
+def _weaker(one: Claim, other: Claim) -> Claim:
+    order = list(Likelihood)
+    conditions = [text for text in (one.condition, other.condition) if text]
+    return Claim(
+        loss=max(one.loss, other.loss, key=order.index),
+        duplicate=max(one.duplicate, other.duplicate, key=order.index),
+        reorder=max(one.reorder, other.reorder, key=order.index),
+        condition="; ".join(dict.fromkeys(conditions)),
+        source=one.source or other.source,
+    )

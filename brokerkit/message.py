@@ -59,6 +59,12 @@ class Message(_Fields):
         """Raises ConfigurationError when a field has the wrong type; the error names it."""
         return outgoing(body, id, key, headers, content_type, published_at, id_source)
 
+    @property
+    def headers(self) -> Headers:
+        """Read-only. The proxy is made when somebody looks: one object less for each message in flight."""
+        found: Headers = self[3]
+        return found if type(found) is MappingProxyType else MappingProxyType(found)
+
     def __repr__(self) -> str:
         size = "tombstone" if self.body is None else f"{len(self.body)} bytes"
         return f"Message(id={self.id!r}, {size}, headers={sorted(self.headers)})"
@@ -141,8 +147,9 @@ def _text(name: str, value: object) -> str:
 
 
 def checked_headers(headers: Headers) -> Headers:
-    """A read-only copy of `headers`; raises ConfigurationError for a name or value of a wrong type."""
-    for name, value in headers.items():
+    """A copy of `headers`; raises ConfigurationError for a name or value of a wrong type."""
+    copied = dict(headers)
+    for name, value in copied.items():
         if not isinstance(name, str) or not name:
             raise ConfigurationError(f"header names are non-empty str, not {name!r}")
         if not isinstance(value, (str, bytes)):
@@ -151,4 +158,4 @@ def checked_headers(headers: Headers) -> Headers:
             )
         if name.startswith("brokerkit-"):
             raise ConfigurationError(f"header {name!r}: names that begin with brokerkit- are reserved")
-    return MappingProxyType(dict(headers))
+    return copied

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pluggy
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from brokerkit.errors import ConfigurationError
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 hookspec = pluggy.HookspecMarker("brokerkit")
 hookimpl = pluggy.HookimplMarker("brokerkit")
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class Settings(BaseModel):
@@ -102,3 +104,21 @@ def plugin_for(scheme: str) -> Plugin:
             f"Install one, for example: pip install 'brokerkit-mq[{scheme}]'"
         )
     return known[scheme]
+
+
+def checked(model: type[Model], values: Mapping[str, Any], what: str, others: str = "") -> Model:
+    """`values` as the settings of `what`. Raises ConfigurationError that says what is wrong with each of them, and for
+    an unknown one which there are; `others` names those that are no fields."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        problems = error.errors(include_url=False, include_input=False, include_context=False)
+    known = ", ".join(sorted(name for name in model.model_fields if name != "client"))
+    sentences = []
+    for problem in problems:
+        name = ".".join(map(str, problem["loc"]))
+        if problem["type"] == "extra_forbidden":
+            sentences.append(f"unknown option {name!r} for {what}; known: {known}{others}")
+        else:
+            sentences.append(f"option {name!r} for {what}: {problem['msg']}")
+    raise ConfigurationError("; ".join(sentences))

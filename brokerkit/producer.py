@@ -401,9 +401,11 @@ class Producer:
                 "slow down, raise max_in_flight, or see whether the broker is reachable"
             )
 
-    def _has_room(self) -> bool:
+    def _has_room(self, more: int = 0) -> bool:
+        """For one message, and `more`. Waiters are woken when there is room for some: to wake one for each message
+        that ends costs more than the messages; they look for themselves now and then as well."""
         bytes_in_flight = self._bytes_in - self._bytes_out
-        return self._closing or (self.in_flight < self._max_in_flight and bytes_in_flight < self._max_bytes)
+        return self._closing or (self.in_flight + more < self._max_in_flight and bytes_in_flight < self._max_bytes)
 
     def _wait_until(self, done: Callable[[], bool], deadline: float) -> bool:
         with self._room:
@@ -471,22 +473,25 @@ class Producer:
 
     def _take_outcomes(self, session: _Session, outcomes: Sequence[Outcome]) -> None:
         pop = session.receipts.pop
+        ended = self._ended
         with self._outcomes:
             for outcome in outcomes:
-                if type(outcome) is Confirmed:
-                    first, last, positions = outcome
-                    for number in range(first, last + 1):
-                        receipt = pop(number, None)
-                        if receipt is not None:
-                            self._bytes_out += len(receipt.message[0] or b"")
-                            receipt._end("confirmed", positions[number - first] if positions else None)
-                            if receipt._on_end is not None:
-                                self._ended.append(receipt)
-                else:
+                if type(outcome) is not Confirmed:
                     self._not_confirmed(session, outcome)
-        if self._ended:
+                    continue
+                first, last, positions = outcome
+                size = 0
+                for number in range(first, last + 1):
+                    receipt = pop(number, None)
+                    if receipt is not None:
+                        size += len(receipt.message[0] or b"")
+                        receipt._end("confirmed", positions[number - first] if positions else None)
+                        if receipt._on_end is not None:
+                            ended.append(receipt)
+                self._bytes_out += size
+        if ended:
             self._wake.set()
-        if self._waiting:
+        if self._waiting and self._has_room(self._max_in_flight // 8):
             with self._room:
                 self._room.notify_all()
 

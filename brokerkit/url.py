@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
-import pydantic
-
 from brokerkit.errors import ConfigurationError
-from brokerkit.plugins import Plugin, Settings, Url, plugin_for
+from brokerkit.plugins import Plugin, Settings, Url, checked, plugin_for
+
+_AUTHORITY_END = re.compile("[/?#]")
 
 
 def parse(url: str, keywords: Mapping[str, Any]) -> tuple[Plugin, Url, Settings]:
@@ -37,6 +38,20 @@ def parse(url: str, keywords: Mapping[str, Any]) -> tuple[Plugin, Url, Settings]
         hosts=tuple(_host(host) for host in hosts.split(",") if host),
     )
     return plugin, parsed, _settings(plugin, _query(query), keywords)
+
+
+def authority(url: str) -> tuple[str, str]:
+    """What a URL has for user and password, and for hosts, as written; nothing is checked."""
+    user, _, hosts = _AUTHORITY_END.split(url.partition("://")[2], maxsplit=1)[0].rpartition("@")
+    return user, hosts
+
+
+def with_hosts(url: str, hosts: str) -> str:
+    """The same URL with other hosts, all else as written."""
+    scheme, _, rest = url.partition("://")
+    user, own = authority(url)
+    before = f"{user}@" if user else ""
+    return f"{scheme}://{before}{hosts}{rest[rest.index(own, len(before)) + len(own) :]}"
 
 
 def _host(text: str) -> tuple[str, int | None]:
@@ -70,26 +85,9 @@ def _settings(plugin: Plugin, query: Mapping[str, str], keywords: Mapping[str, A
             client |= {option: _text(setting) for option, setting in value.items()}
         else:
             values[name] = value
-    try:
-        return plugin.settings(client=client, **values)
-    except pydantic.ValidationError as error:
-        raise ConfigurationError(_explain(plugin, error)) from None
+    own = ", and client.NAME for the client library's own"
+    return checked(plugin.settings, {"client": client, **values}, plugin.name, own)
 
 
 def _text(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _explain(plugin: Plugin, error: pydantic.ValidationError) -> str:
-    known = sorted(name for name in plugin.settings.model_fields if name != "client")
-    sentences = []
-    for problem in error.errors(include_url=False, include_input=False, include_context=False):
-        name = ".".join(map(str, problem["loc"]))
-        if problem["type"] == "extra_forbidden":
-            sentences.append(
-                f"unknown option {name!r} for {plugin.name}; known: {', '.join(known)}, and client.NAME for the "
-                "client library's own"
-            )
-        else:
-            sentences.append(f"option {name!r} for {plugin.name}: {problem['msg']}")
-    return "; ".join(sentences)

@@ -7,11 +7,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 
 from brokerkit.errors import NotSupported
 from brokerkit.local.contract import Chosen, LocalBroker, StartFailed, Unavailable
 from brokerkit.local.ports import listening
+from brokerkit.url import authority, with_hosts
 
 PROVIDER = "BROKERKIT_PROVIDER"
 """Environment variable that leaves only the providers named in it: `recipe`, or `installed,docker`."""
@@ -137,7 +137,7 @@ class RunningBroker(LocalBroker):
         self.provision()
         if settings:
             raise StartFailed(f"{self.name} runs already and is not configured from here: {', '.join(settings)}")
-        if secure and urlsplit(self.url()).password is None:
+        if secure and ":" not in authority(self.url())[0]:
             raise StartFailed(f"{self.variable} names no user and password, and `secure` was asked for")
         unreachable = [address for address in self.upstream() if not listening(*address, timeout=5.0)]
         if unreachable:
@@ -149,13 +149,10 @@ class RunningBroker(LocalBroker):
         url = os.environ[self.variable]
         if not through or self._through is None:
             return url
-        parts = urlsplit(url)
-        user, at, _ = parts.netloc.rpartition("@")
-        hosts = ",".join(f"{host}:{port}" for host, port in self._through)
-        return urlunsplit(parts._replace(netloc=user + at + hosts))
+        return with_hosts(url, ",".join(f"{host}:{port}" for host, port in self._through))
 
     def upstream(self) -> list[tuple[str, int]]:
-        _, _, hosts = urlsplit(os.environ[self.variable]).netloc.rpartition("@")
+        _, hosts = authority(os.environ[self.variable])
         return [self._address(host) for host in hosts.split(",")]
 
     def pids(self) -> list[int]:

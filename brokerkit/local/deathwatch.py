@@ -6,7 +6,8 @@ the owner (a fork of the owner would hold the pipe open). When the owner is gone
 to every process that carries the owner's mark in its environment, then removes the files and directories it was
 told of.
 
-Input, a line each: `group PID`, `remove PATH`, `keep PATH`. Groups are used only where /proc is missing.
+Input, a line each: `group PID`, `remove PATH`, `keep PATH`, `parent PID`. Groups are used only where /proc is missing.
+With `parent`, the owner counts as gone also when that process is no longer its parent (where /proc tells).
 """
 
 import os
@@ -56,6 +57,7 @@ class Told:
     def __init__(self) -> None:
         self.groups: set[int] = set()
         self.paths: set[str] = set()
+        self.parent = 0
         self._pending = b""
 
     def read(self) -> bool:
@@ -70,14 +72,27 @@ class Told:
                 self.paths.add(argument)
             elif verb == "keep":
                 self.paths.discard(argument)
+            elif verb == "parent":
+                self.parent = int(argument)
         return bool(data)
+
+
+def orphaned(pid: int, parent: int) -> bool:
+    """Whether the process has lost the parent it had; False where that is not known."""
+    if not parent:
+        return False
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rpartition(b")")[2].split()[1]) != parent
+    except OSError:
+        return False
 
 
 def watch(owner: int, token: str) -> None:
     """Waits until the owner is gone, then ends its processes and removes its files."""
     told = Told()
     # What the owner wrote before it went must be read, also if it went before this program was up.
-    while os.getppid() == owner or select.select([0], [], [], 0)[0]:
+    while (os.getppid() == owner and not orphaned(owner, told.parent)) or select.select([0], [], [], 0)[0]:
         if select.select([0], [], [], 0.5)[0] and not told.read():
             break
     if not os.path.isdir("/proc/self"):
@@ -86,8 +101,11 @@ def watch(owner: int, token: str) -> None:
     end_marked(MARK, token)
     time.sleep(0.3)  # a child that the owner had forked and that was not yet its program
     end_marked(MARK, token)
-    for path in told.paths:
-        _remove(path)
+    # A process that is still dying may write once more.
+    deadline = time.monotonic() + 10.0
+    paths = list(told.paths)
+    while (paths := [path for path in paths if not _removed(path)]) and time.monotonic() < deadline:
+        time.sleep(0.1)
 
 
 def _kill(kill: Callable[[int, int], None], pid: int) -> None:
@@ -97,14 +115,16 @@ def _kill(kill: Callable[[int, int], None], pid: int) -> None:
         pass  # gone meanwhile
 
 
-def _remove(path: str) -> None:
+def _removed(path: str) -> bool:
+    """Removes the directory or file; whether nothing is there now."""
     if os.path.isdir(path) and not os.path.islink(path):
         shutil.rmtree(path, ignore_errors=True)
-        return
-    try:
-        os.unlink(path)
-    except OSError:
-        pass  # gone already
+    else:
+        try:
+            os.unlink(path)
+        except OSError:
+            pass  # gone already
+    return not os.path.lexists(path)
 
 
 if __name__ == "__main__":

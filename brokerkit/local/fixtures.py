@@ -12,7 +12,7 @@ import pytest
 
 from brokerkit.errors import ConfigurationError
 from brokerkit.local.contract import LocalBroker, Unavailable
-from brokerkit.local.keeper import temporary_directory
+from brokerkit.local.keeper import keeper, temporary_directory
 from brokerkit.local.targets import target
 
 
@@ -41,6 +41,9 @@ class Brokers:
     """The brokers of one test session, each started when it is first asked for and ended with the session."""
 
     def __init__(self) -> None:
+        if "PYTEST_XDIST_WORKER" in os.environ:
+            # A worker whose pytest was killed notices late, in the middle of a test after 5 to 15 seconds.
+            keeper().with_parent()
         self._stack = ExitStack()
         self._running: dict[tuple[str, int, bool], TestBroker] = {}
         self._unavailable: dict[str, Unavailable] = {}

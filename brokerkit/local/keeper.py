@@ -57,6 +57,10 @@ class Keeper:
         """Takes `remove` back."""
         self._tell(f"keep {path}")
 
+    def with_parent(self) -> None:
+        """Takes the owner for gone also when its parent is: for a worker whose end is up to somebody else."""
+        self._tell(f"parent {os.getppid()}")
+
     def _tell(self, line: str) -> None:
         if "\n" in line:
             raise ValueError("a path with a line break cannot be watched")
@@ -83,10 +87,12 @@ def keeper() -> Keeper:
 def temporary_directory(prefix: str = "brokerkit-") -> Iterator[Path]:
     """A directory that is removed on leaving, and also when the owner is killed."""
     watch = keeper()
-    path = Path(tempfile.mkdtemp(prefix=prefix))
-    watch.remove(path)
+    path = Path(tempfile.gettempdir(), prefix + uuid.uuid4().hex[:12])
+    watch.remove(path)  # before it is there: an owner that is killed in between leaves nothing
+    path.mkdir(mode=0o700)
     try:
         yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
-        watch.keep(path)
+        if not path.exists():  # else somebody still writes there, and it goes when the owner goes
+            watch.keep(path)

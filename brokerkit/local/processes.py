@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -11,6 +12,14 @@ from pathlib import Path
 
 from brokerkit.local.contract import StartFailed
 from brokerkit.local.keeper import keeper
+
+_LINES = 15
+_MOST = 1 << 20
+_ERROR = re.compile(
+    r"\[(?:error|critical|alert|emergency)\]|\b(?:ERROR|FATAL|CRITICAL|Traceback)\b|\w*Exception\b|^Error\b",
+    re.MULTILINE,
+)
+"""How the brokers' logs begin a line, or an account, of what went wrong."""
 
 
 class Process:
@@ -32,6 +41,7 @@ class Process:
         self._env = dict(env)
         self._directory = directory
         self._popen: subprocess.Popen[bytes] | None = None
+        self._log_began = 0
 
     @property
     def pid(self) -> int:
@@ -43,6 +53,7 @@ class Process:
             return
         watch = keeper()
         with self.log.open("ab") as log:
+            self._log_began = log.tell()
             self._popen = subprocess.Popen(
                 self._argv,
                 stdin=subprocess.DEVNULL,
@@ -96,9 +107,9 @@ class Process:
             return "paused" if self.paused else "running"
         return f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
-    def tail(self, lines: int = 25) -> str:
-        """The end of its log."""
-        return tail(self.log, lines)
+    def account(self) -> str:
+        """What its log says since the last start: see `account`."""
+        return account(self.log, self._log_began)
 
     def _signal(self, number: signal.Signals) -> None:
         if not self.pid:
@@ -109,17 +120,17 @@ class Process:
 def wait_until(
     condition: Callable[[], bool], timeout: float, what: str, processes: Sequence[Process], logs: Sequence[Path] = ()
 ) -> None:
-    """Polls until the condition holds. Raises StartFailed with the end of the logs when a process ends or it takes
-    too long."""
+    """Polls until the condition holds. Raises StartFailed with what the logs say when a process ends or it takes too
+    long."""
     deadline = time.monotonic() + timeout
     while not condition():
         ended = [process for process in processes if not process.pid]
         if ended or time.monotonic() > deadline:
             reason = "; ".join(f"{process.name} {process.status()}" for process in ended or processes)
             since = "" if ended else f" after {timeout:g} s"
-            text = "\n".join(
-                f"--- {path}\n{tail(path)}" for path in [*(p.log for p in ended or processes), *logs] if path.exists()
-            )
+            said = [(process.log, process.account()) for process in ended or processes]
+            said += [(path, account(path)) for path in logs if path.exists()]
+            text = "\n".join(f"--- {path}\n{lines}" for path, lines in said)
             raise StartFailed(f"{what} not reached{since}: {reason}\n{text}")
         time.sleep(0.03)
 
@@ -149,12 +160,25 @@ def run(argv: Sequence[str | Path], *, env: Mapping[str, str], timeout: float, d
     return done.stdout
 
 
-def tail(path: Path, lines: int = 25) -> str:
-    """The last lines of a log, empty if there is none."""
+def account(path: Path, since: int = 0) -> str:
+    """What a log says, from a byte on: its first error with the lines after it, then its end; empty if there is none.
+
+    The first error names the cause. The end alone may be nothing but the crash report that a program prints of
+    itself, however long, and however its lines fell between those of its other threads."""
     try:
         with path.open("rb") as file:
-            file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - 16_384))
-            return "\n".join(file.read().decode("utf-8", "replace").splitlines()[-lines:])
+            size = file.seek(0, os.SEEK_END)
+            file.seek(since)
+            text = file.read(_MOST)
+            if size > since + _MOST:
+                file.seek(size - 16_384)
+                text += b"\n" + file.read()
     except OSError:
         return ""
+    lines = text.decode("utf-8", "replace").splitlines()
+    first = next((number for number, line in enumerate(lines) if _ERROR.search(line)), len(lines))
+    end = max(len(lines) - _LINES, 0)
+    if first + _LINES >= end:
+        return "\n".join(lines[min(first, end) :])
+    between = f"[{end - first - _LINES} lines left out]"
+    return "\n".join([*lines[first : first + _LINES], between, *lines[end:]])

@@ -26,7 +26,8 @@ The model, before any code:
    key and headers by their digest.
 9. **Dead letters.** A message in the dead letters is not lost. It must not have been effected there as well.
 10. **The record itself** can be broken. An ack without the effect before it, an effect without a receive, a barrier
-    nobody stood at: then a line is missing, and no verdict built on that history means anything. `gaps` says so.
+    nobody stood at, a number that is not there: then a line is missing, and no verdict built on that history means
+    anything. `gaps` says so.
     A fault without evidence that it fired is no fault: `Fault.missing_evidence` says what is missing.
 
 11. **Transactions** are judged by `atomic`: a torn one, an aborted read and outputs without their offsets are
@@ -632,6 +633,7 @@ _BEFORE = {"before_processing": "receive", "before_ack": "effect"}
 
 def gaps(history: History) -> Iterator[str]:
     """Lines that must have been written and are not there, a sentence each."""
+    yield from _lines_lost(history)
     done: dict[tuple[str, str | None], set[str]] = defaultdict(set)
     for event in history:
         before = done[event.actor, event.id]
@@ -651,6 +653,25 @@ def gaps(history: History) -> Iterator[str]:
         point = fault.get("point")
         if point and (fault.get("target"), point) not in stood:
             yield f"{fault.get('target')} was struck at {point}, and its journal does not say that it stood there"
+
+
+def _lines_lost(history: History) -> Iterator[str]:
+    """Numbers missing in a journal, at its end too; what is not numbered was written by hand."""
+    numbers: dict[str, set[int]] = defaultdict(set)
+    for event in history:
+        if event.no is not None:
+            numbers[event.actor].add(event.no)
+    written = {str(event.get("target")): event.get("lines") for event in history.of("process_end")}
+    for actor, found in numbers.items():
+        last = max(found)
+        if missing := next((number for number in range(1, last) if number not in found), None):
+            yield f"{actor}'s journal has no line {missing}"
+        if actor not in written:
+            yield f"nothing says how {actor} ended, and how many lines it wrote"
+    for actor, lines in written.items():
+        last = max(numbers.get(actor, ()), default=0)
+        if lines is not None and last < lines:
+            yield f"{actor}'s journal ends at line {last}, and {lines} were written"
 
 
 # ---------------------------------------------------------------- counts and metrics

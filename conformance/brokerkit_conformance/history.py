@@ -3,7 +3,8 @@
 A history is JSON Lines, one event a line. Every incarnation of an actor has a file of its own and writes each
 line with one `os.write` on a descriptor opened with O_APPEND, so that a process killed with SIGKILL leaves a
 valid journal. `History.load` merges the files of a folder by the monotonic clock, which all processes of one
-machine share.
+machine share. Every line has its number in its file, `no`, from 1; beside the journal, in a file of its own, stands
+how many lines were written. Who loses a line, the last one too, is found out by that, whoever wrote it.
 
 The operations, and what they carry beside `id` (the message):
 
@@ -29,13 +30,15 @@ The operations, and what they carry beside `id` (the message):
 - `drain_begin` info, `drain_end` info: `reason` complete | deadline, `missing`, `depth`.
 - `event` info: `kind`, `detail`: what the library told its user.
 - `at` info: `point`: an actor stands at a barrier. `note` info: `text`. `unsupported` info: `reason`.
-- `process_start` info, `process_end` info: `status`, as waitpid tells it (-9: killed).
+- `process_start` info, `process_end` info: `target`, `status`, as waitpid tells it (-9: killed), `lines`: how many the
+  target had written to its journal.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -44,12 +47,14 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any
 
-_OWN = ("t", "wall", "actor", "pid", "op", "type", "id")
+_OWN = ("t", "wall", "actor", "pid", "op", "type", "id", "no")
+_OPTIONAL = ("id", "no")
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One line. `t` is CLOCK_MONOTONIC in nanoseconds, `wall` milliseconds since the epoch."""
+    """One line. `t` is CLOCK_MONOTONIC in nanoseconds, `wall` milliseconds since the epoch, `no` the line's number in
+    its actor's journal; None in a history written by hand."""
 
     t: int
     wall: int
@@ -59,6 +64,7 @@ class Event:
     type: str
     id: str | None = None
     more: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    no: int | None = None
 
     def get(self, name: str, default: Any = None) -> Any:
         return self.more.get(name, default)
@@ -74,10 +80,11 @@ class Event:
         if not isinstance(fields, dict):
             raise ValueError("an event is a JSON object")
         try:
-            own = {name: fields.pop(name) for name in _OWN if name != "id"}
+            own = {name: fields.pop(name) for name in _OWN if name not in _OPTIONAL}
         except KeyError as missing:
             raise ValueError(f"an event has {missing}") from None
-        return cls(**own, id=fields.pop("id", None), more=MappingProxyType(fields))
+        optional = {name: fields.pop(name, None) for name in _OPTIONAL}
+        return cls(**own, **optional, more=MappingProxyType(fields))
 
 
 class Journal:
@@ -86,17 +93,34 @@ class Journal:
     def __init__(self, path: Path, actor: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.actor = actor
+        self.lines = 0
+        self._turn = threading.Lock()
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._count = os.open(_count_of(path), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
 
     def write(self, op: str, type: str = "info", id: str | None = None, **more: Any) -> Event:
-        event = Event(time.monotonic_ns(), time.time_ns() // 1_000_000, self.actor, os.getpid(), op, type, id, more)
-        os.write(self._file, event.line())
+        with self._turn:
+            number = self.lines + 1
+            now, wall = time.monotonic_ns(), time.time_ns() // 1_000_000
+            event = Event(now, wall, self.actor, os.getpid(), op, type, id, more, number)
+            os.write(self._file, event.line())
+            os.pwrite(self._count, b"%d\n" % number, 0)
+            self.lines = number
         return event
+
+    @staticmethod
+    def written(path: Path) -> int | None:
+        """How many lines the journal of that path was given, as said beside it; None if that is not said."""
+        try:
+            return int(_count_of(path).read_text())
+        except (FileNotFoundError, ValueError):
+            return None
 
     def close(self) -> None:
         if self._file >= 0:
             os.close(self._file)
-            self._file = -1
+            os.close(self._count)
+            self._file = self._count = -1
 
     def __enter__(self) -> Journal:
         return self
@@ -159,6 +183,10 @@ class History:
             if (value := key(event)) is not None:
                 found.setdefault(value, []).append(event)
         return {value: tuple(events) for value, events in found.items()}
+
+
+def _count_of(journal: Path) -> Path:
+    return journal.with_suffix(".lines")
 
 
 def _read(file: Path) -> Iterator[Event]:

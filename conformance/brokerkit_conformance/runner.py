@@ -16,7 +16,7 @@ from brokerkit.errors import BrokerkitError
 from brokerkit.local.contract import Unavailable
 from brokerkit.local.keeper import temporary_directory
 from brokerkit_conformance import verdict
-from brokerkit_conformance.actors.supervise import ActorFailed, end_all
+from brokerkit_conformance.actors.supervise import ActorFailed, ending_all
 from brokerkit_conformance.cell import Cell
 from brokerkit_conformance.checkers import Findings, examine
 from brokerkit_conformance.checks.registry import CheckSpec, checks_of, matching
@@ -127,7 +127,8 @@ def run_target(target: Target, options: Options, report: Path, watcher: Watcher)
             together = Together(len(some_plans))
             _all(pool, [partial(one, some, together) for some in some_plans], len(some_plans))
     except BaseException:
-        end_all()
+        with ending_all():
+            pool.shutdown(cancel_futures=True)
         raise
     finally:
         pool.shutdown(cancel_futures=True)
@@ -222,7 +223,8 @@ def _tell(story: Story, spec: CheckSpec) -> str:
 
 
 def _open(story: Story, spec: CheckSpec) -> None:
-    claim = story.claim if spec.claimed_if(story.properties) else None
+    claimed = spec.claimed(story.producer_guarantee, story.guarantee, story.properties)
+    claim = story.claim if claimed else None
     story.journal.write(
         "cell",
         target=story.target.name,

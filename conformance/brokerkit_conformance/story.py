@@ -233,7 +233,7 @@ class Story:
 
     def received_by(self, actor: str) -> list[Event]:
         self.tail.refresh()
-        return [event for event in self.tail.events if event.op == "receive" and event.actor == actor]
+        return self.tail.by(actor, "receive")
 
     def wait_effects(self, count: int, subscription: str = WORK, timeout: float = 30.0) -> bool:
         """Whether `count` different messages had their effect in time."""
@@ -241,9 +241,7 @@ class Story:
 
     def wait_effect_by(self, actor: str, id: str, timeout: float) -> bool:
         """Whether this actor did the effect of this message in time."""
-        return self.wait(
-            lambda: any(e.op == "effect" and e.id == id and e.actor == actor for e in self.tail.events), timeout
-        )
+        return self.wait(lambda: any(event.id == id for event in self.tail.by(actor, "effect")), timeout)
 
     def wait_settled_membership(self, quiet: float = 2.5, timeout: float = 30.0) -> None:
         """Until nothing was assigned to, or taken from, any consumer for `quiet` seconds."""
@@ -436,7 +434,9 @@ class Story:
             with self.target.connect() as broker:
                 for topic in self._topics:
                     broker.delete(topic)
-        self.journal.close()
+        own = self.journal
+        own.write("process_end", status=0, target=own.actor, lines=own.lines + 1)
+        own.close()
 
     def history(self) -> History:
         return History.load(self.directory)

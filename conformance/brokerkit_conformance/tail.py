@@ -7,21 +7,28 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+from brokerkit_conformance.actors.supervise import going_on
 from brokerkit_conformance.history import Event
 
 
 class Tail:
-    """The events of a folder's journals so far. One thread."""
+    """The events of a folder's journals so far. One thread.
+
+    Checks ask again every few milliseconds, several at once: what they ask for is kept as it is read, so that an
+    answer does not cost a walk through all that happened before."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._read: dict[Path, int] = {}
         self.events: list[Event] = []
-        self._by_kind: dict[tuple[str, str], list[Event]] = {}
-        self._by_actor: Counter[tuple[str, str, str]] = Counter()
+        self._ids: dict[tuple[str, str | None, str | None], set[str]] = {}
+        self._counts: Counter[tuple[str, str | None, str | None]] = Counter()
+        self._of_actor: dict[tuple[str, str], list[Event]] = {}
 
     def refresh(self) -> list[Event]:
-        """Reads what is new; returns everything so far, in the order of reading."""
+        """Reads what is new; returns everything so far, in the order of reading. Raises ActorFailed when the run is
+        interrupted."""
+        going_on()
         for file in sorted(self._directory.glob("*.jsonl")):
             with file.open("rb") as lines:
                 lines.seek(self._read.get(file, 0))
@@ -32,25 +39,29 @@ class Tail:
                 self._add(Event.parse(line))
         return self.events
 
-    def ids(self, op: str, type: str | None = None, **more: object) -> set[str]:
-        """Of events already read."""
-        return {event.id for event in self._of(op, type) if event.id is not None and _has(event, more)}
+    def ids(self, op: str, type: str | None = None, *, subscription: str | None = None) -> set[str]:
+        """Of events already read; of one type, of one subscription, if given."""
+        return set(self._ids.get((op, type, subscription), ()))
 
     def count(self, op: str, type: str | None = None) -> int:
-        return len(self._of(op, type))
+        return self._counts[op, type, None]
 
     def count_by(self, actor: str, op: str, type: str) -> int:
-        return self._by_actor[actor, op, type]
+        return self._counts[op, type, actor]
+
+    def by(self, actor: str, op: str) -> list[Event]:
+        """What this actor did of that kind, so far."""
+        return list(self._of_actor.get((actor, op), ()))
 
     def _add(self, event: Event) -> None:
         self.events.append(event)
-        self._by_kind.setdefault((event.op, event.type), []).append(event)
-        self._by_actor[event.actor, event.op, event.type] += 1
-
-    def _of(self, op: str, type: str | None) -> list[Event]:
-        if type is not None:
-            return self._by_kind.get((op, type), [])
-        return [event for (name, _), events in self._by_kind.items() if name == op for event in events]
+        self._of_actor.setdefault((event.actor, event.op), []).append(event)
+        for type in (None, event.type):
+            self._counts[event.op, type, None] += 1
+            self._counts[event.op, type, event.actor] += 1
+            if event.id is not None:
+                for subscription in {None, event.get("subscription")}:
+                    self._ids.setdefault((event.op, type, subscription), set()).add(event.id)
 
     def until(self, true: Callable[[], bool], timeout: float, pause: float = 0.05) -> bool:
         """Whether `true()` became true, asked after each refresh, within `timeout` seconds."""
@@ -62,7 +73,3 @@ class Tail:
             if time.monotonic() >= deadline:
                 return False
             time.sleep(pause)
-
-
-def _has(event: Event, more: dict[str, object]) -> bool:
-    return all(event.more.get(name) == value for name, value in more.items())

@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode
 
 import brokerkit
 from brokerkit.driver import Capabilities
@@ -24,7 +24,8 @@ from brokerkit.errors import ConfigurationError
 from brokerkit.guarantees import Claims
 from brokerkit.local.contract import LocalBroker
 from brokerkit.local.keeper import temporary_directory
-from brokerkit.plugins import Plugin, plugin_for, plugins
+from brokerkit.plugins import Plugin, plugins
+from brokerkit.url import parse, with_hosts
 from brokerkit_conformance.faults import CannotInduce
 from brokerkit_conformance.faults.proxy import Proxy
 
@@ -44,9 +45,11 @@ class Asked:
 
 
 def understand(name: str) -> Asked:
-    """Raises ConfigurationError that lists what there is."""
+    """Raises ConfigurationError that lists what there is, or says what is wrong with a URL."""
     if "://" in name:
-        return Asked(_without_secrets(name), plugin_for(name.partition("://")[0]), url=name)
+        plugin, url, _ = parse(name, {})
+        user = "" if url.username is None else f"{url.username}@"
+        return Asked(f"{url.scheme}://{user}{url.netloc}{url.path}", plugin, url=name)
     base, _, query = name.partition("?")
     parts = base.split(":")
     nodes = 1
@@ -121,7 +124,10 @@ class Target:
             raise CannotInduce("it is not reached over a network in which a frame could be lost")
         if self.local is None:
             assert self.asked.url is not None
-            return _moved(self.asked.url, self.proxy.addresses[0]) if through and self.proxy else self.asked.url
+            if not through or self.proxy is None:
+                return self.asked.url
+            host, port = self.proxy.addresses[0]
+            return with_hosts(self.asked.url, f"{host}:{port}")
         quick = self.local.fast_settings
         return with_settings(self.local.url(through=through), {**quick, **self.asked.settings})
 
@@ -148,25 +154,16 @@ class Target:
 
 
 def _proxy_before(url: str, plugin: Plugin) -> Proxy | None:
-    """A proxy before a broker that runs somewhere: only where the URL names one plain host and port."""
-    parts = urlsplit(url)
-    if plugin.codec is None or "," in parts.netloc or not parts.hostname:
+    """A proxy before a broker that runs somewhere: only where the URL names one host and its port."""
+    hosts = parse(url, {})[1].hosts
+    if plugin.codec is None or len(hosts) != 1:
         return None
-    try:
-        port = parts.port
-    except ValueError:
-        return None
+    [(host, port)] = hosts
     if port is None:
         return None
     proxy = Proxy(1, plugin.codec)
-    proxy.serve([(parts.hostname, port)])
+    proxy.serve([(host, port)])
     return proxy
-
-
-def _moved(url: str, address: tuple[str, int]) -> str:
-    parts = urlsplit(url)
-    user, at, _ = parts.netloc.rpartition("@")
-    return urlunsplit(parts._replace(netloc=f"{user}{at}{address[0]}:{address[1]}"))
 
 
 def with_settings(url: str, settings: Mapping[str, str]) -> str:
@@ -176,10 +173,3 @@ def with_settings(url: str, settings: Mapping[str, str]) -> str:
     base, _, query = url.partition("?")
     merged = {**dict(parse_qsl(query, keep_blank_values=True)), **settings}
     return f"{base}?{urlencode(merged)}"
-
-
-def _without_secrets(url: str) -> str:
-    parts = urlsplit(url)
-    user, at, rest = parts.netloc.rpartition("@")
-    netloc = f"{user.partition(':')[0]}{at}{rest}"
-    return urlunsplit((parts.scheme, netloc, parts.path, "", ""))

@@ -16,6 +16,7 @@ Commands: `close`, `try_settle` (see settle_errors). SIGTERM: clean shutdown.
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections import Counter
 from typing import Any
@@ -25,6 +26,7 @@ from brokerkit_conformance.actors.stage import Stage
 from brokerkit_conformance.messages import digest
 
 _GATHER_SECONDS = 10.0
+_FORK_SECONDS = 10
 
 
 class ConsumerActor:
@@ -192,17 +194,19 @@ def _name_of_error(call: Any) -> str:
 
 
 def _in_a_fork(call: Any) -> str:
-    """The name of what `call` raises in a forked child."""
+    """The name of what `call` raises in a forked child; "no answer" when it hangs there, or dies of it."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(_FORK_SECONDS)
         os.write(write, _name_of_error(call).encode())
         os._exit(0)
     os.close(write)
     with os.fdopen(read, "rb") as answer:
         name = answer.read().decode()
     os.waitpid(child, 0)
-    return name
+    return name or "no answer"
 
 
 if __name__ == "__main__":

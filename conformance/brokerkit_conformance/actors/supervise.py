@@ -13,6 +13,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,26 @@ from brokerkit_conformance.history import Journal
 
 _GRACE = 40.0
 _alive: set[Actor] = set()
+_ending = threading.Event()
 
 
-def end_all() -> None:
-    """Ends every actor that still lives, for an interrupted run."""
-    for actor in list(_alive):
-        actor.interrupt()
+@contextmanager
+def ending_all() -> Iterator[None]:
+    """Ends every actor that still lives, for an interrupted run; while it lasts none can be started or waited for,
+    so that each cell comes to its end."""
+    _ending.set()
+    try:
+        for actor in list(_alive):
+            actor.interrupt()
+        yield
+    finally:
+        _ending.clear()
+
+
+def going_on() -> None:
+    """Raises ActorFailed while everything is being ended."""
+    if _ending.is_set():
+        raise ActorFailed("the run was interrupted")
 
 
 class ActorFailed(Exception):
@@ -36,11 +52,13 @@ class Actor:
     """One incarnation of a producer or consumer. Used from the thread that made it, which must outlive it."""
 
     def __init__(self, module: str, spec: dict[str, Any], journal: Journal, directory: Path) -> None:
+        going_on()
         self.name: str = spec["actor"]
         self.ended = False
         self.frozen = False
         self.status: int | None = None
         self._journal = journal
+        self._own_journal = Path(spec["journal"])
         self._errors = directory / f"{self.name.replace('#', '.')}.stderr"
         self._words: queue.SimpleQueue[list[str] | None] = queue.SimpleQueue()
         with self._errors.open("ab") as errors:
@@ -56,7 +74,12 @@ class Actor:
         self._reader = threading.Thread(target=self._read, name=f"hears {self.name}", daemon=True)
         self._reader.start()
         _alive.add(self)
-        self._write(spec)
+        try:
+            going_on()
+            self._write(spec)
+        except ActorFailed:
+            self.end()
+            raise
 
     # ------------------------------------------------------------ talking
 
@@ -179,7 +202,8 @@ class Actor:
             _alive.discard(self)
             self._reader.join(5.0)
             self._close_pipes()
-            self._journal.write("process_end", status=status, target=self.name)
+            lines = Journal.written(self._own_journal)
+            self._journal.write("process_end", status=status, target=self.name, lines=lines)
         return status
 
     def _close_pipes(self) -> None:

@@ -36,6 +36,7 @@ class CheckSpec:
     - `subscriptions`: those that owe every confirmed message.
     - `claimed_if`: whether a plugin of these properties states anything here; what it does not state is observed
       and not judged.
+    - `claimed_at`: the guarantees of the end that varies at which anything is stated here; none named: at all.
     - `witness_if`: whether a plugin of these properties owes the witness even where it claims only `possible`.
     """
 
@@ -50,6 +51,7 @@ class CheckSpec:
     trials: int = 3
     subscriptions: tuple[str, ...] = ("work",)
     claimed_if: Callable[[Properties], bool] = lambda properties: True
+    claimed_at: tuple[str, ...] = ()
     witness_if: Callable[[Properties], bool] = lambda properties: True
 
     def pairs(self, capabilities: Capabilities) -> list[tuple[str, str]]:
@@ -67,8 +69,16 @@ class CheckSpec:
 
     def witness_for(self, producer: str, consumer: str, properties: Properties) -> str | None:
         """What must be seen at this pair of guarantees."""
-        varying = producer if self.varies == "producer" else consumer
+        varying = self._varying(producer, consumer)
         return self.witness.get(varying) if self.witness_if(properties) else None
+
+    def claimed(self, producer: str, consumer: str, properties: Properties) -> bool:
+        """Whether a plugin of these properties states anything here, at this pair of guarantees."""
+        at = not self.claimed_at or self._varying(producer, consumer) in self.claimed_at
+        return at and self.claimed_if(properties)
+
+    def _varying(self, producer: str, consumer: str) -> str:
+        return producer if self.varies == "producer" else consumer
 
 
 def check(

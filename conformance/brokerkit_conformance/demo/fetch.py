@@ -5,12 +5,15 @@ python -m brokerkit_conformance.demo.fetch TARGET
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from types import TracebackType
 from typing import IO
+
+from brokerkit.local.keeper import keeper
 
 TIMEOUT = 300.0
 
@@ -28,6 +31,7 @@ class Fetch:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=self._said[target],
+                env={**os.environ, **keeper().mark},
             )
 
     def wait(self, target: str, timeout: float = TIMEOUT) -> str:

@@ -16,6 +16,7 @@ from types import TracebackType
 from urllib.parse import quote
 
 import brokerkit
+from brokerkit.local.keeper import keeper
 
 DOLLARS = 50
 CONSUMERS = 2
@@ -154,7 +155,9 @@ class _Staff:
             if process.poll() is not None:
                 del self._at_work[pid]
         while len(self._at_work) < CONSUMERS:
-            process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL)
+            # The mark: one whose parent is killed before it is up does not know whose child it was.
+            environment = {**os.environ, **keeper().mark}
+            process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, env=environment)
             self._at_work[process.pid] = process
 
     def kill(self, pid: int) -> bool:

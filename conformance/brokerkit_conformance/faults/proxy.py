@@ -72,8 +72,10 @@ class Proxy:
         self.trouble: list[str] = []
         self._watched: list[int] = []
         self._connections: set[_Connection] = set()
+        self._forwarding: set[asyncio.Task[None]] = set()
         self._upstream: Sequence[tuple[str, int]] = ()
         self._loop = asyncio.new_event_loop()
+        self._ended = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="fault proxy", daemon=True)
 
     @property
@@ -134,8 +136,7 @@ class Proxy:
     def stop(self) -> None:
         """Resets everything and ends the thread."""
         if self._thread.is_alive():
-            self._call(self._shut)
-            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._loop.call_soon_threadsafe(self._ended.set)
             self._thread.join(10.0)
         for some in self._sockets:
             some.close()
@@ -146,15 +147,29 @@ class Proxy:
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
-        for node, some in enumerate(self._sockets):
-            self._loop.create_task(self._listen(node, some))
-        self._loop.run_forever()
+        self._loop.run_until_complete(self._listen())
 
-    async def _listen(self, node: int, listening: socket.socket) -> None:
-        async def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            await self._forward(node, reader, writer)
+    async def _listen(self) -> None:
+        """Serves until it is told to end; returns when every connection's task has ended."""
+        servers = [await self._server(node, some) for node, some in enumerate(self._sockets)]
+        await self._ended.wait()
+        for server in servers:
+            server.close()
+        for connection in list(self._connections):
+            connection.reset()
+        while tasks := asyncio.all_tasks() - {asyncio.current_task()}:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
 
-        await asyncio.start_server(accepted, sock=listening, limit=4 * _CHUNK)
+    async def _server(self, node: int, listening: socket.socket) -> asyncio.Server:
+        def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            # A task of our own: of one that asyncio makes from a coroutine here, its end by cancelling is an error.
+            task = self._loop.create_task(self._forward(node, reader, writer))
+            self._forwarding.add(task)
+            task.add_done_callback(self._forwarding.discard)
+
+        return await asyncio.start_server(accepted, sock=listening, limit=4 * _CHUNK)
 
     async def _forward(self, node: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         port = writer.get_extra_info("peername")[1]
@@ -211,12 +226,6 @@ class Proxy:
         for connection in list(self._connections):
             if connection.lost_bytes and any(connection.belongs_to(some) for some in gone):
                 connection.reset()
-
-    def _shut(self) -> None:
-        for connection in list(self._connections):
-            connection.reset()
-        for task in asyncio.all_tasks(self._loop):
-            task.cancel()
 
     def _call(self, call: Callable[..., Any], *arguments: Any) -> None:
         """Runs `call` on the loop's thread and returns when it is done."""

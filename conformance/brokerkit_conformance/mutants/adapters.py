@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Sequence
 from typing import Any
 
+from brokerkit import _fork
 from brokerkit.broker import Broker
 from brokerkit.driver import Confirmed, End, Incoming, Nack, Outcome, Refused, Reject, Settlement, Token
 from brokerkit.errors import BrokerkitError, ConnectionLost
@@ -290,6 +292,17 @@ def retries_with_a_fresh_id(broker: Broker) -> Broker:
             return taken
 
     return broken(broker, sender=Fresh)
+
+
+def forgets_that_it_was_forked(broker: Broker) -> Broker:
+    """A child process goes on with its parent's objects as if they were its own."""
+    generation = _fork.generation
+
+    def same_as_before() -> None:
+        _fork.generation = generation
+
+    os.register_at_fork(after_in_child=same_as_before)
+    return broker
 
 
 # ---------------------------------------------------------------- transactions

@@ -6,8 +6,10 @@ A run inside one of them must not come out held: the suite has to notice that it
 from __future__ import annotations
 
 import signal
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +71,7 @@ def proxy_matches_nothing() -> Iterator[None]:
 
 @contextmanager
 def reader_dedups() -> Iterator[None]:
-    """Whoever reads the journals counts each message once, as a set of ids does."""
+    """Whoever writes and reads the journals counts each message once, as a set of ids does."""
     load = History.load.__func__  # type: ignore[attr-defined]
 
     def each_once(cls: type[History], place: Path) -> History:
@@ -81,7 +83,7 @@ def reader_dedups() -> Iterator[None]:
             mine = first.get(event.id or "", event.actor) == event.actor
             if mine or event.op not in ("effect", "ack", "at"):
                 kept.append(event)
-        return cls(kept)
+        return cls(_numbered_anew(kept))
 
     with _instead(History, "load", classmethod(each_once)):
         yield
@@ -100,22 +102,29 @@ def reader_stops_at_the_count() -> Iterator[None]:
 
 @contextmanager
 def journal_loses_its_last_line() -> Iterator[None]:
-    """What an actor's handler wrote last before it was killed is not in its journal. (How acks ended is written by
-    another thread, and may come after that.)"""
+    """What a process wrote last is not in its journal, whichever of its threads that was, and however it ended."""
     load = History.load.__func__  # type: ignore[attr-defined]
 
     def all_but_the_last(cls: type[History], place: Path) -> History:
         events = list(load(cls, place))
-        killed = {event.get("target") for event in events if event.op == "process_end" and event.get("status") == -9}
-        last = {
-            event.actor: event.t
-            for event in events
-            if event.actor in killed and not (event.op == "ack" and event.type == "ok")
-        }
-        return cls([event for event in events if last.get(event.actor) != event.t])
+        last = {event.actor: event.no for event in events if event.actor != "supervisor"}
+        return cls([event for event in events if last.get(event.actor, 0) != event.no])
 
     with _instead(History, "load", classmethod(all_but_the_last)):
         yield
+
+
+def _numbered_anew(events: list[Event]) -> list[Event]:
+    """The events as their actors would have written them, had there been no others."""
+    lines: Counter[str] = Counter()
+    found = []
+    for event in events:
+        lines[event.actor] += 1
+        found.append(replace(event, no=lines[event.actor]))
+    return [
+        replace(event, more={**event.more, "lines": lines[event.get("target")]}) if event.op == "process_end" else event
+        for event in found
+    ]
 
 
 @contextmanager

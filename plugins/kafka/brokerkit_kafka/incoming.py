@@ -103,9 +103,7 @@ class KafkaIncoming(Incoming):
     @property
     def attempt(self) -> int | None:  # type: ignore[override]
         if self._attempt is None and self._lane.retried:
-            text = self._own("brokerkit-attempt")
-            if text is not None and text.isascii() and text.isdigit():
-                self._attempt = int(text)
+            self._attempt = self._number("brokerkit-attempt")
         return self._attempt
 
     @property
@@ -119,8 +117,7 @@ class KafkaIncoming(Incoming):
     @property
     def due(self) -> float:
         """Wall clock in seconds before which it may not be handed out; 0 when at once."""
-        text = self._own("brokerkit-due")
-        return int(text) / 1000 if text is not None and text.isascii() and text.isdigit() else 0.0
+        return (self._number("brokerkit-due") or 0) / 1000
 
     def count(self) -> None:
         """The next handing-over is one attempt further."""
@@ -140,6 +137,10 @@ class KafkaIncoming(Incoming):
                 except UnicodeDecodeError:
                     return None
         return None
+
+    def _number(self, name: str) -> int | None:
+        text = self._own(name)
+        return int(text) if text is not None and text.isascii() and text.isdigit() else None
 
     def _native_id(self) -> str:
         return f"{self._lane.topic_id}/{self._lane.partition}@{self.offset}"

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import heapq
-import json
-from collections.abc import Mapping
-from typing import Any
+import time
 
 from brokerkit.progress import Progress
 from brokerkit_kafka.incoming import KafkaIncoming
 
 SHIFT = 48
 """Tokens are a lane's number shifted by this, plus the offset."""
+_LOOK_AHEAD = 1000
+"""Delayed messages of a retry partition that are kept in memory, so that short delays pass long ones."""
 
 
 class Lane:
     """State of one assignment of one partition. Used under the receiver's lock.
 
-    - `ordered`: later messages wait while one waits to be handed out again (retry="block").
-    - `retried`: a retry topic's partition, whose messages become due at their own times.
+    `retried`: a retry topic's partition, whose messages become due at their own times. In every other one the later
+    messages wait while one waits to be handed out again.
     """
 
     __slots__ = (
@@ -28,7 +28,6 @@ class Lane:
         "metadata",
         "name",
         "native_topic",
-        "ordered",
         "partition",
         "passed",
         "paused",
@@ -49,7 +48,6 @@ class Lane:
         self.topic_id = topic_id
         self.name = f"{native_topic}/{partition}"
         self.retried = native_topic != topic
-        self.ordered = not self.retried
         self.metadata = metadata
         self.progress: Progress[KafkaIncoming] = Progress(start)
         self.committed = start
@@ -61,14 +59,26 @@ class Lane:
         self.paused = False
 
     def wait(self, incoming: KafkaIncoming, due: float) -> None:
-        """Keeps `incoming` until `due`: ordered lanes by offset, others by time."""
-        heapq.heappush(self.waiting, (0.0 if self.ordered else due, incoming.offset, due, incoming))
+        """Keeps `incoming` until `due`: by time on a retry topic, by offset elsewhere."""
+        heapq.heappush(self.waiting, (due if self.retried else 0.0, incoming.offset, due, incoming))
+
+    def holds(self, incoming: KafkaIncoming) -> bool:
+        """Whether a message that has just arrived waits for its time, or behind another."""
+        due = incoming.due if self.retried else 0.0
+        waits = due > time.time() if self.retried else bool(self.waiting)
+        if waits:
+            self.wait(incoming, due)
+        return waits
 
     def due(self, now: float) -> KafkaIncoming | None:
         """The next one that may be handed out again."""
         if self.waiting and self.waiting[0][2] <= now:
             return heapq.heappop(self.waiting)[3]
         return None
+
+    def full(self) -> bool:
+        """Whether nothing more should be fetched while these wait."""
+        return len(self.waiting) >= _LOOK_AHEAD if self.retried else bool(self.waiting)
 
     def advance(self) -> bool:
         """Moves the commit mark; True when there is something new to commit."""
@@ -82,22 +92,10 @@ class Lane:
         self.passed = [passed for passed in self.passed if passed >= offset]
         return done
 
-    def strand(self) -> list[int]:
-        """Gives everything from the first waiting message on back; the tokens that were settled behind it."""
-        first = min(incoming.offset for *_, incoming in self.waiting)
-        return [self.base + behind for behind in self.progress.give_back(first)]
+    def give_back(self, offset: int) -> list[int]:
+        """The partition will be read again from `offset`: the tokens that were settled behind it."""
+        return [self.base + behind for behind in self.progress.give_back(offset)]
 
     def unsettled(self) -> list[int]:
         """Tokens whose settlement no commit covers."""
         return [self.base + offset for offset in (*self.passed, *self.progress.ahead())]
-
-
-def settings_in(metadata: str | None) -> Mapping[str, Any]:
-    """Subscription settings kept beside a committed offset; foreign text there is no settings."""
-    if not metadata:
-        return {}
-    try:
-        found = json.loads(metadata)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}

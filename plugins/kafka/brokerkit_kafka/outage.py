@@ -27,11 +27,9 @@ class Outage:
         self._lock = threading.Lock()
         self._on = False
         self._probe_at = 0.0
-        self.last: KafkaError | None = None
 
     def seen(self, error: KafkaError) -> None:
         """What the client's error callback brought."""
-        self.last = error
         if error.code() in _TELLING:
             with self._lock:
                 if self._on:

@@ -6,11 +6,12 @@ import logging
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
 from brokerkit.errors import ConfigurationError, GuaranteeNotOffered
 from brokerkit.guarantees import Guarantee
-from brokerkit.plugins import Settings, Url
+from brokerkit.plugins import Url
+from brokerkit.tls import TlsSettings
 
 log = logging.getLogger("brokerkit.kafka")
 
@@ -28,62 +29,7 @@ _OURS = {
 }
 
 
-_CONSUMER_ONLY = frozenset(
-    [
-        "auto.commit.interval.ms",
-        "check.crcs",
-        "coordinator.query.interval.ms",
-        "enable.auto.commit",
-        "enable.partition.eof",
-        "fetch.error.backoff.ms",
-        "fetch.max.bytes",
-        "fetch.message.max.bytes",
-        "fetch.min.bytes",
-        "fetch.queue.backoff.ms",
-        "fetch.wait.max.ms",
-        "group.instance.id",
-        "group.protocol.type",
-        "group.remote.assignor",
-        "heartbeat.interval.ms",
-        "isolation.level",
-        "max.partition.fetch.bytes",
-        "max.poll.interval.ms",
-        "queued.max.messages.kbytes",
-        "queued.min.messages",
-        "session.timeout.ms",
-    ]
-)
-_PRODUCER_ONLY = frozenset(
-    [
-        "acks",
-        "batch.num.messages",
-        "batch.size",
-        "compression.codec",
-        "compression.level",
-        "compression.type",
-        "delivery.timeout.ms",
-        "delivery.report.only.error",
-        "enable.gapless.guarantee",
-        "enable.idempotence",
-        "linger.ms",
-        "message.send.max.retries",
-        "message.timeout.ms",
-        "partitioner",
-        "queue.buffering.backpressure.threshold",
-        "queue.buffering.max.kbytes",
-        "queue.buffering.max.messages",
-        "queue.buffering.max.ms",
-        "queuing.strategy",
-        "request.required.acks",
-        "request.timeout.ms",
-        "retries",
-        "sticky.partitioning.linger.ms",
-        "transaction.timeout.ms",
-    ]
-)
-
-
-class KafkaSettings(Settings):
+class KafkaSettings(TlsSettings):
     """`partitions`, `replication` and `min_insync` are for topics that `declare` creates; replication is three
     where the cluster has as many nodes, and then two replicas must be in sync.
 
@@ -93,23 +39,33 @@ class KafkaSettings(Settings):
     - `revoke_timeout`: seconds that a rebalance waits for deliveries in hand.
     - `transaction_timeout`: seconds after which the broker aborts a transaction that is still open. Until then what a
       dead worker left open keeps readers waiting; keep it well above a node's restart.
-    - `tls`, `tls_ca`, `tls_cert`, `tls_key`: encryption; any of the paths turns it on.
+    - Any of the paths for TLS turns it on.
     - `sasl_mechanism`: with user and password in the URL; PLAIN unless said otherwise.
     """
 
-    partitions: int = Field(4, ge=1)
-    replication: int | None = Field(None, ge=1)
-    min_insync: int | None = Field(None, ge=1)
+    partitions: PositiveInt = 4
+    replication: PositiveInt | None = None
+    min_insync: PositiveInt | None = None
     group_protocol: Literal["classic", "consumer"] = "classic"
     assignor: Literal["cooperative-sticky", "range", "roundrobin"] = "cooperative-sticky"
-    session_timeout: float = Field(10.0, gt=0)
-    revoke_timeout: float = Field(5.0, gt=0)
+    session_timeout: PositiveFloat = 10.0
+    revoke_timeout: PositiveFloat = 5.0
     transaction_timeout: float = Field(60.0, ge=1)
-    tls: bool = False
-    tls_ca: str | None = None
-    tls_cert: str | None = None
-    tls_key: str | None = None
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
+
+
+class Native(BaseModel):
+    """`native=`: of topics that are made, as in KafkaSettings and, in `config`, the topic's settings in Kafka's own
+    names; `group` and `topic` are those that exist already and are taken as they are."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    partitions: PositiveInt | None = None
+    replication: PositiveInt | None = None
+    min_insync: PositiveInt | None = None
+    config: Mapping[str, Any] = {}
+    group: str | None = None
+    topic: str | None = None
 
 
 class Config:
@@ -130,7 +86,9 @@ class Config:
             "reconnect.backoff.ms": 50,
             "reconnect.backoff.max.ms": 500,
             "logger": log,
-            "log_level": 2,  # its errors reach the callbacks, which tell an outage once
+            # Errors reach the callbacks, which tell an outage once. Not logged either: options of the URL that are
+            # for another kind of client, which librdkafka ignores with a warning.
+            "log_level": 2,
             **self._security(url),
         }
 
@@ -159,30 +117,26 @@ class Config:
                 f"{guarantee} needs acks=all and enable.idempotence=true, and at_least_once needs acks other than 0: "
                 "take client.acks and client.enable.idempotence out of the URL, or ask for less"
             )
-        if guarantee is Guarantee.AT_MOST_ONCE:
-            promise: dict[str, Any] = {
-                "acks": "0",
-                "enable.idempotence": False,
-                "message.send.max.retries": 0,
-                "message.timeout.ms": min(1000, max(1, int(delivery_timeout * 1000))),
-                "delivery.report.only.error": True,
-            }
-        else:
-            promise = {
-                "acks": "all",
-                "enable.idempotence": True,
-                "message.timeout.ms": max(1, int(delivery_timeout * 1000)),
-            }
-        defaults = {
+        milliseconds = max(1, int(delivery_timeout * 1000))
+        config = {
+            **self._common,
             **_STATISTICS,
             "partitioner": "murmur2_random",
             "linger.ms": 5,
             "topic.metadata.propagation.max.ms": 5000,
+            "message.timeout.ms": milliseconds,
         }
-        chosen = self._without(_CONSUMER_ONLY)
-        if guarantee is Guarantee.AT_MOST_ONCE:
-            chosen = {name: value for name, value in chosen.items() if name not in promise}
-        return {**self._common, **defaults, **promise, **chosen}
+        if guarantee is not Guarantee.AT_MOST_ONCE:
+            return {**config, "acks": "all", "enable.idempotence": True, **self.client}
+        return {
+            **config,
+            **self.client,
+            "acks": "0",
+            "enable.idempotence": False,
+            "message.send.max.retries": 0,
+            "message.timeout.ms": min(1000, milliseconds),
+            "delivery.report.only.error": True,
+        }
 
     def transactions(self) -> bool:
         """Whether these client options leave transactions their promise."""
@@ -220,7 +174,7 @@ class Config:
             config["heartbeat.interval.ms"] = max(100, min(3000, session // 4))
         return {
             **config,
-            **self._without(_PRODUCER_ONLY),
+            **self.client,
             "group.id": group,
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
@@ -228,12 +182,10 @@ class Config:
         }
 
     def admin(self) -> dict[str, Any]:
-        others = _CONSUMER_ONLY | _PRODUCER_ONLY | _STATISTICS.keys()  # nothing polls it for statistics
-        return {**self._common, "socket.timeout.ms": 10_000, **self._without(others)}
-
-    def _without(self, names: frozenset[str]) -> dict[str, str]:
-        """The URL's client options but for those that this kind of client would warn about."""
-        return {name: value for name, value in self.client.items() if name not in names}
+        """Of a client that produces nothing, and so must not ask for a producer's id."""
+        idempotence = {"enable.idempotence", "enable.gapless.guarantee"}
+        options = {name: value for name, value in self.client.items() if name not in idempotence}
+        return {**self._common, "socket.timeout.ms": 10_000, **options}
 
     def _check(self) -> None:
         for name, instead in _OURS.items():
@@ -250,14 +202,13 @@ class Config:
 
     def _security(self, url: Url) -> Mapping[str, Any]:
         settings = self.settings
-        config: dict[str, Any] = {}
-        tls = settings.tls or any((settings.tls_ca, settings.tls_cert, settings.tls_key))
-        if settings.tls_ca:
-            config["ssl.ca.location"] = settings.tls_ca
-        if settings.tls_cert:
-            config["ssl.certificate.location"] = settings.tls_cert
-        if settings.tls_key:
-            config["ssl.key.location"] = settings.tls_key
+        files = {
+            "ssl.ca.location": settings.tls_ca,
+            "ssl.certificate.location": settings.tls_cert,
+            "ssl.key.location": settings.tls_key,
+        }
+        config: dict[str, Any] = {name: path for name, path in files.items() if path}
+        tls = settings.tls or bool(config)
         sasl = url.username is not None or settings.sasl_mechanism is not None
         if sasl:
             if url.username is None or url.password is None:

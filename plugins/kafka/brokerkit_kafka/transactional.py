@@ -23,7 +23,7 @@ from confluent_kafka import Message as Native
 from brokerkit.driver import Cause
 from brokerkit.errors import ConfigurationError, ConnectionLost, LeaseLost, SendRefused
 from brokerkit.message import Message
-from brokerkit_kafka.errors import ACCESS, NOT_STORED, translated
+from brokerkit_kafka.errors import ACCESS, NOT_STORED, made, translated
 from brokerkit_kafka.outage import Forgotten
 from brokerkit_kafka.sender import BUSY, pack
 from brokerkit_kafka.settings import log
@@ -197,10 +197,7 @@ class TransactionalProducer:
                 self._doubt = Forgotten.REASON
 
         callbacks = {"error_cb": self._on_error, "stats_cb": statistics, "on_delivery": self._on_delivery}
-        try:
-            self._producer = Producer({**self._config, **callbacks})
-        except KafkaException as error:
-            raise ConfigurationError(f"client options: {error.args[0].str()}") from None
+        self._producer = made(Producer, {**self._config, **callbacks})
         self._produce = self._producer.produce
         if old is not None:
             self._retire(old)

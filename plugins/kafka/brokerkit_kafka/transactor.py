@@ -26,7 +26,7 @@ from brokerkit.errors import (
     PositionLost,
 )
 from brokerkit.message import Message, make
-from brokerkit_kafka.errors import translated
+from brokerkit_kafka.errors import fetching, made, translated
 from brokerkit_kafka.incoming import KafkaIncoming
 from brokerkit_kafka.lane import SHIFT, Lane
 from brokerkit_kafka.outage import Forgotten
@@ -72,15 +72,12 @@ class KafkaTransactor(Transactor):
         self._forgotten = Forgotten()
         self._group: Any = None
         self._forget()
+        patience = {"max.poll.interval.ms": max(300_000, int(2000 * producer.longest))}
         callbacks = {"error_cb": self._on_error, "stats_cb": self._on_statistics}
-        try:
-            patience = {"max.poll.interval.ms": max(300_000, int(2000 * producer.longest))}
-            self._consumer = Consumer({**patience, **config, **callbacks})
-            self._consumer.subscribe(
-                list(topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_revoke
-            )
-        except KafkaException as error:
-            raise ConfigurationError(f"client options: {error.args[0].str()}") from None
+        self._consumer = made(Consumer, {**patience, **config, **callbacks})
+        self._consumer.subscribe(
+            list(topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_revoke
+        )
 
     def begin(self) -> None:
         self._check()
@@ -221,15 +218,11 @@ class KafkaTransactor(Transactor):
         return False
 
     def _message_error(self, native: Native, error: KafkaError) -> None:
-        code = error.code()
-        where = f"{native.topic()}/{native.partition()}"
-        if code in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
-            self._failure = PositionLost(
-                f"the committed offset of {where} is no longer in the log ({error.str()}): messages were deleted by "
-                "retention before they were received. Delete the subscription and declare it again with start="
-            )
-        elif error.fatal() or not (error.retriable() or code in _PASSING):
-            self._over = translated(error, f"receiving from {where}").args[0]
+        what = fetching(f"{native.topic()}/{native.partition()}", error)
+        if isinstance(what, PositionLost):
+            self._failure = what
+        elif what is not None:
+            self._over = str(what)
 
     def _seek(self, lane: Lane) -> None:
         """To where the next transaction begins."""
@@ -365,12 +358,10 @@ class KafkaTransactor(Transactor):
 
 
 _PASSING = {
-    KafkaError._MAX_POLL_EXCEEDED,
-    KafkaError._PARTITION_EOF,
     KafkaError._TIMED_OUT,
     KafkaError.UNSTABLE_OFFSET_COMMIT,
 }
-"""Errors that mend themselves."""
+"""Answers to a question for offsets that say: later."""
 
 _MAGIC = b"CGMDv2:"
 

@@ -1,18 +1,98 @@
-"""What RabbitMQ as configured may lose, double and reorder, per failure point."""
+"""What RabbitMQ as configured may lose, double and reorder, per failure point.
+
+A point's claim is the weakest of what holds always, what each end asked for, and what the queue is.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
-from brokerkit.driver import Traits
-from brokerkit.guarantees import Claim, Claims, FailurePoint, Guarantee, Likelihood, Properties
+from brokerkit.guarantees import Claim, Claims, FailurePoint, Guarantee, Likelihood, Properties, weakest
 
 NEVER, POSSIBLE, EXPECTED = Likelihood.NEVER, Likelihood.POSSIBLE, Likelihood.EXPECTED
+_MOST, _LEAST = Guarantee.AT_MOST_ONCE, Guarantee.AT_LEAST_ONCE
+_LOST, _AGAIN = Claim(loss=POSSIBLE), Claim(duplicate=POSSIBLE)
+_SURELY_LOST, _SURELY_AGAIN = Claim(loss=EXPECTED), Claim(duplicate=EXPECTED)
 
 _CONFIRMS = "rabbitmq.com/docs/confirms"
 _QUORUM = "rabbitmq.com/docs/quorum-queues"
 _CONSUMERS = "rabbitmq.com/docs/consumers"
 _MEASURED = "brokerkit conformance, RabbitMQ 3.10, 4.0 and 4.3"
+
+_NO_ANSWER = Claim(condition="basic.ack has no answer", source=_CONSUMERS)
+_ALWAYS: Mapping[FailurePoint, Claim] = {
+    FailurePoint.NONE: Claim(
+        condition="consumers of one queue compete: order holds for one of them", source=_CONSUMERS
+    ),
+    FailurePoint.CONFIRM_LOST: Claim(
+        condition="sent again with the same id; the broker has no dedup", source=_CONFIRMS
+    ),
+    FailurePoint.SEND_FAILS: Claim(source=_CONFIRMS),
+    FailurePoint.PRODUCER_KILLED: Claim(source=_CONFIRMS),
+    FailurePoint.BROKER_PAUSED: Claim(source=_MEASURED),
+    FailurePoint.CONSUMER_KILLED_BEFORE_PROCESSING: Claim(source=_CONSUMERS),
+    FailurePoint.CONSUMER_KILLED_BEFORE_ACK: Claim(source=_CONSUMERS),
+    FailurePoint.ACK_LOST_KEPT_AWAY: _NO_ANSWER,
+    FailurePoint.ACK_LOST_BACK_AT_ONCE: _NO_ANSWER,
+    FailurePoint.CONSUMER_FROZEN: Claim(source=_CONSUMERS),
+    FailurePoint.CONSUMERS_COME_AND_GO: Claim(source=_CONSUMERS),
+    FailurePoint.CLEAN_SHUTDOWN: Claim(source=_MEASURED),
+    FailurePoint.POISON: Claim(
+        condition="the hop to the dead letters is a confirmed send, then the ack", source=_QUORUM
+    ),
+}
+
+_SENT: Mapping[Guarantee, Mapping[FailurePoint, Claim]] = {
+    _MOST: {
+        FailurePoint.SEND_FAILS: _SURELY_LOST,
+        FailurePoint.PRODUCER_KILLED: _LOST,
+        FailurePoint.BROKER_KILLED: _LOST,
+        FailurePoint.BROKER_PAUSED: _LOST,
+        FailurePoint.LEADER_KILLED: _LOST,
+        FailurePoint.CLEAN_SHUTDOWN: Claim(
+            POSSIBLE,
+            condition="publishes without confirms that a quorum queue's channel still holds go with it (seen on 3.10)",
+        ),
+    },
+    _LEAST: {
+        FailurePoint.CONFIRM_LOST: _SURELY_AGAIN,
+        FailurePoint.SEND_FAILS: _AGAIN,
+        FailurePoint.BROKER_PAUSED: _AGAIN,
+    },
+}
+"""What a producer's guarantee costs: a cut loses what waits for no confirm, and a retry doubles."""
+
+_TAKEN: Mapping[Guarantee, Mapping[FailurePoint, Claim]] = {
+    _MOST: {
+        FailurePoint.CONFIRM_LOST: _LOST,
+        FailurePoint.SEND_FAILS: _LOST,
+        FailurePoint.BROKER_KILLED: _LOST,
+        FailurePoint.BROKER_PAUSED: _LOST,
+        FailurePoint.LEADER_KILLED: _LOST,
+        FailurePoint.CONSUMER_KILLED_BEFORE_PROCESSING: _SURELY_LOST,
+        FailurePoint.CONSUMER_KILLED_BEFORE_ACK: _LOST,
+        FailurePoint.ACK_LOST_KEPT_AWAY: _LOST,
+        FailurePoint.ACK_LOST_BACK_AT_ONCE: _LOST,
+        FailurePoint.CONSUMER_FROZEN: _LOST,
+        FailurePoint.CONSUMERS_COME_AND_GO: _LOST,
+        FailurePoint.CLEAN_SHUTDOWN: Claim(
+            POSSIBLE, condition="what goes back unstarted is marked redelivered, and at most once drops that"
+        ),
+        FailurePoint.POISON: _LOST,
+    },
+    _LEAST: {
+        FailurePoint.BROKER_PAUSED: _AGAIN,
+        FailurePoint.CONSUMER_KILLED_BEFORE_PROCESSING: _AGAIN,
+        FailurePoint.CONSUMER_KILLED_BEFORE_ACK: _SURELY_AGAIN,
+        FailurePoint.ACK_LOST_KEPT_AWAY: _SURELY_AGAIN,
+        FailurePoint.ACK_LOST_BACK_AT_ONCE: _SURELY_AGAIN,
+        FailurePoint.CONSUMER_FROZEN: _SURELY_AGAIN,
+        FailurePoint.CONSUMERS_COME_AND_GO: _AGAIN,
+        FailurePoint.POISON: _AGAIN,
+    },
+}
+"""What a consumer's guarantee costs: at most once drops what is marked redelivered, at least once sees it again."""
 
 
 @dataclass(frozen=True)
@@ -29,82 +109,30 @@ class Found:
 
 
 def claims(found: Found, producer: Guarantee, consumer: Guarantee) -> Claims:
-    once = consumer is Guarantee.AT_MOST_ONCE
-    blind = producer is Guarantee.AT_MOST_ONCE
-    # What a cut costs a producer that waits for no confirm, and a consumer that drops what is marked redelivered.
-    cut = POSSIBLE if blind or once else NEVER
-    dropped = POSSIBLE if once else NEVER
-    again = NEVER if once else EXPECTED
-    maybe_again = NEVER if once else POSSIBLE
-    resent = NEVER if blind else POSSIBLE
-    kill = _broker_killed(found, cut)
-    points = {
-        FailurePoint.NONE: Claim(
-            condition="consumers of one queue compete: order holds for one of them", source=_CONSUMERS
-        ),
-        FailurePoint.CONFIRM_LOST: Claim(
-            dropped,
-            NEVER if blind else EXPECTED,
-            condition="sent again with the same id; the broker has no dedup",
-            source=_CONFIRMS,
-        ),
-        FailurePoint.SEND_FAILS: Claim(EXPECTED if blind else dropped, resent, source=_CONFIRMS),
-        FailurePoint.PRODUCER_KILLED: Claim(POSSIBLE if blind else NEVER, NEVER, source=_CONFIRMS),
-        FailurePoint.BROKER_KILLED: kill,
-        FailurePoint.BROKER_PAUSED: Claim(cut, resent if once else POSSIBLE, source=_MEASURED),
-        FailurePoint.LEADER_KILLED: _leader_killed(found, cut),
-        FailurePoint.CONSUMER_KILLED_BEFORE_PROCESSING: Claim(
-            EXPECTED if once else NEVER, maybe_again, source=_CONSUMERS
-        ),
-        FailurePoint.CONSUMER_KILLED_BEFORE_ACK: Claim(dropped, again, source=_CONSUMERS),
-        FailurePoint.ACK_LOST_KEPT_AWAY: Claim(dropped, again, condition="basic.ack has no answer", source=_CONSUMERS),
-        FailurePoint.ACK_LOST_BACK_AT_ONCE: Claim(
-            dropped, again, condition="basic.ack has no answer", source=_CONSUMERS
-        ),
-        FailurePoint.CONSUMER_FROZEN: Claim(dropped, again, source=_CONSUMERS),
-        FailurePoint.CONSUMERS_COME_AND_GO: Claim(dropped, maybe_again, source=_CONSUMERS),
-        FailurePoint.CLEAN_SHUTDOWN: Claim(
-            cut,
-            NEVER,
-            condition=_clean_shutdown(once, blind),
-            source=_MEASURED,
-        ),
-        FailurePoint.POISON: Claim(
-            dropped,
-            maybe_again,
-            condition="the hop to the dead letters is a confirmed send, then the ack",
-            source=_QUORUM,
-        ),
-    }
-    return Claims({str(point): claim for point, claim in points.items()}, _properties(found))
+    tables = ({**_ALWAYS, **_queue(found)}, _TAKEN[consumer], _SENT[producer])
+    points = {str(point): weakest(*(table[point] for table in tables if point in table)) for point in FailurePoint}
+    return Claims(points, _properties(found))
 
 
-def _broker_killed(found: Found, cut: Likelihood) -> Claim:
-    # Neither acks nor the marks of redelivery are durable at once, so at most once may see a message twice here.
-    if found.queue == "classic" and not found.persistent:
-        return Claim(
-            EXPECTED, POSSIBLE, condition="transient messages on a classic queue die with the node", source=_MEASURED
-        )
-    if found.queue == "unknown":
-        return Claim(
-            POSSIBLE, POSSIBLE, condition="an attached queue's type and durability cannot be asked for", source=_QUORUM
-        )
-    return Claim(cut, POSSIBLE, condition="the node's disk survives; acks are not durable at once", source=_MEASURED)
-
-
-def _leader_killed(found: Found, cut: Likelihood) -> Claim:
-    if found.queue == "quorum":
-        return Claim(cut, POSSIBLE, condition="a majority of the queue's members is left or comes back", source=_QUORUM)
-    if found.queue == "classic" and not found.persistent:
-        return Claim(
-            EXPECTED, POSSIBLE, condition="transient messages on a classic queue die with the node", source=_QUORUM
-        )
-    return Claim(
-        POSSIBLE if found.queue == "unknown" else cut,
-        POSSIBLE,
-        condition="a classic queue lives on one node and waits for it to come back",
-        source=_QUORUM,
+def _queue(found: Found) -> Mapping[FailurePoint, Claim]:
+    """Neither acks nor the marks of redelivery are durable at once, so at most once may see a message twice here."""
+    killed = Claim(
+        NEVER, POSSIBLE, condition="the node's disk survives; acks are not durable at once", source=_MEASURED
     )
+    led = Claim(
+        NEVER, POSSIBLE, condition="a classic queue lives on one node and waits for it to come back", source=_QUORUM
+    )
+    if found.queue == "quorum":
+        led = replace(led, condition="a majority of the queue's members is left or comes back")
+    elif found.queue == "unknown":
+        unasked = "an attached queue's type and durability cannot be asked for"
+        killed = Claim(POSSIBLE, POSSIBLE, condition=unasked, source=_QUORUM)
+        led = replace(led, loss=POSSIBLE)
+    elif not found.persistent:
+        transient = "transient messages on a classic queue die with the node"
+        killed = Claim(EXPECTED, POSSIBLE, condition=transient, source=_MEASURED)
+        led = replace(killed, source=_QUORUM)
+    return {FailurePoint.BROKER_KILLED: killed, FailurePoint.LEADER_KILLED: led}
 
 
 def _properties(found: Found) -> Properties:
@@ -139,29 +167,3 @@ def _properties(found: Found) -> Properties:
         ),
         notes=tuple(notes),
     )
-
-
-def traits(
-    kind: str, version: tuple[int, ...], attempts: int | None, dead_letter: str | None, lease: float | None
-) -> Traits:
-    """How a subscription of this kind behaves. Classic queues count nothing, so there the layer counts."""
-    native = kind != "classic" or attempts is None
-    return Traits(
-        nack="native" if native else "republish",
-        nack_delay="republish",
-        dead_letters="layer",
-        attempts=attempts,
-        dead_letter=dead_letter,
-        lease_seconds=lease,
-        renewable=False,
-        answers_acks=False,
-    )
-
-
-def _clean_shutdown(once: bool, blind: bool) -> str:
-    reasons = []
-    if once:
-        reasons.append("what goes back unstarted is marked redelivered, and at most once drops that")
-    if blind:
-        reasons.append("publishes without confirms that a quorum queue's channel still holds go with it (seen on 3.10)")
-    return "; ".join(reasons)

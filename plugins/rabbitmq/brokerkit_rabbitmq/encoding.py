@@ -15,7 +15,7 @@ import pika.exceptions
 from pika import spec
 from pika.data import decode_table
 
-from brokerkit.driver import Incoming
+from brokerkit.driver import Cause, Incoming
 from brokerkit.message import NO_HEADERS, Headers, IdSource, Message, new_id
 
 ID, KEY, CONTENT_TYPE = "brokerkit-id", "brokerkit-key", "brokerkit-content-type"
@@ -27,7 +27,11 @@ BOOKKEEPING = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count",
 
 
 class Unsendable(Exception):
-    """This message has no AMQP form; the text says why."""
+    """This message has no AMQP form, or the broker would not take it; the text says why."""
+
+    def __init__(self, why: str, cause: Cause = Cause.INVALID) -> None:
+        super().__init__(why)
+        self.cause = cause
 
 
 # ---------------------------------------------------------------- out
@@ -233,6 +237,12 @@ class RabbitIncoming(Incoming):
             return None
         value = self._tabled().get(name)
         return None if value is None else text(portable(value))
+
+
+def sent_id(header: bytes) -> str:
+    """The message id in a content header, empty where the producer gave none."""
+    incoming = RabbitIncoming("", 0, False, b"", header, b"")
+    return incoming.id if incoming.id_source == "producer" else ""
 
 
 _UNREADABLE = (ValueError, OverflowError, OSError, IndexError, StructError, pika.exceptions.AMQPError)

@@ -1,283 +1,206 @@
 """Sending: pipelined publishes, confirms as ranges, returns, nacks, delays.
 
-The user's thread appends to a queue; one callback on the I/O thread drains it, encodes, and writes many messages at
-once. Numbers (the contract's, from 0) and publish tags (the broker's, from 1) go side by side; a message that is
-refused here has a number and no tag.
+The user's thread hands messages over; one callback on the I/O thread takes all there are, encodes them, and writes
+many at once. Numbers (the contract's, from 0) and publish tags (the broker's, from 1) go side by side; a message that
+is refused here has a number and no tag.
 """
 
 from __future__ import annotations
 
 import math
-import threading
+import struct
 import time
-from bisect import bisect_right
-from collections import deque
-from collections.abc import Callable, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
-from pika import spec
+from pika.channel import Channel
 
 from brokerkit.driver import Cause, Confirmed, Outcome, Outcomes, Refused, Sender, SenderEvents, Unknown
-from brokerkit.errors import ConnectionLost
 from brokerkit.guarantees import Guarantee
 from brokerkit.message import Message
-from brokerkit_rabbitmq.encoding import Unsendable, content, publish_method
-from brokerkit_rabbitmq.session import Session
+from brokerkit_rabbitmq import topology
+from brokerkit_rabbitmq.encoding import Unsendable, content, publish_method, sent_id
+from brokerkit_rabbitmq.session import ACK, CHANNEL, NACK, RETURN, Inbox, Session
+from brokerkit_rabbitmq.settings import RabbitSettings
 
 _WRITE = 256 * 1024
 """Bytes that are joined for one write."""
 _UNSENT = 8 * 1024 * 1024
 """Bytes waiting for the socket, beyond which a sender is full."""
+_DELAY_KNOWN = 30.0
+"""Seconds until a delay's queue is declared again, so that it does not expire in use."""
 
-Route = tuple[str, str]
-"""Exchange and routing key."""
-Delayed = Callable[[int], tuple[str, dict[str, Any]]]
-"""For a delay in ms: the name and the arguments of the queue that holds messages so long."""
+_TAG = struct.Struct(">QB").unpack_from
 
 
 class RabbitSender(Sender):
+    """Publishes to `route`, whose exchange is known to exist."""
+
     def __init__(
         self,
-        route: Route,
-        delayed: Delayed,
+        session: Session,
+        route: topology.Route,
         guarantee: Guarantee,
-        persistent: bool,
-        max_body: int,
+        settings: RabbitSettings,
         outcomes: Outcomes,
         events: SenderEvents,
     ) -> None:
+        self._session = session
         self._route = route
-        self._delayed = delayed
         self._confirming = guarantee is not Guarantee.AT_MOST_ONCE
-        self._mode = b"\x02" if persistent else b"\x01"
-        self._max_body = max_body
+        self._mode = b"\x02" if settings.persistent else b"\x01"
+        self._max_body = settings.max_body_bytes
         self._outcomes = outcomes
         self._events = events
-        self._lock = threading.Lock()
-        self._queue: deque[tuple[Sequence[Message], float]] = deque()
-        self._scheduled = False
+        self._inbox: Inbox[tuple[Sequence[Message], float]] = Inbox(session, self._drain)
+        self._bytes_in = self._bytes_out = 0
+        """Handed over, and taken from there by the I/O thread."""
         self._blocked = False
-        self._bytes_in = 0
-        self._bytes_out = 0
-        self._session: Session = None  # type: ignore[assignment]
         # The I/O thread's own from here on.
-        self._published = 0
-        self._confirmed = 0
-        """All tags up to this one have their outcome."""
-        self._early: set[int] = set()
-        """Tags above it that have theirs too."""
-        self._ids: deque[str] = deque()
-        """Message ids of the tags above it."""
-        self._holes: list[int] = []
-        """For each message refused here, the last tag before it."""
-        self._returned: dict[int, Outcome | None] = {}
-        self._ready: list[Outcome] = []
-        self._first = self._last = 0
-        self._delays: dict[float, tuple[bytes, float]] = {}
-        self._copies: dict[str, int] = {}
-        self._closed_at_zero = threading.Event()
-        self._started = False
+        self._number = self._tag = 0
+        """Of the next message, and of the last that was published."""
+        self._out: dict[int, tuple[int, str]] = {}
+        """Number and id of what is published and has no outcome, by tag."""
+        self._low = 1
+        """No tag below it is out."""
+        self._returns: dict[str, tuple[set[int], int]] = {}
+        """For ids that came back: the tags that may be meant, and how many did."""
+        self._stored: list[int] = []
+        self._ended: list[Outcome] = []
+        self._delays: dict[int, tuple[bytes, float]] = {}
+        """Publish method for each delay in ms, and until when its queue is known to be there."""
+        self._idle: Callable[[Any], None] | None = None
+        """To be called once nothing is out, when somebody waits for that."""
 
-    def start(self, session: Session, timeout: float) -> None:
-        """Turns the session into a sending one; the exchange is known to exist."""
-        self._session = session
         connection = session.connection
         self._frame_max = connection.params.frame_max
-        self._channel = int(session.channel.channel_number)
-        self._method = publish_method(self._channel, *self._route, self._confirming)
+        self._method = self._publishing(*route)
+        connection.methods = {ACK: partial(self._on_confirm, True), NACK: partial(self._on_confirm, False)}
+        connection.contents = {RETURN: self._on_return}
         connection.after_read = self._report
         connection.add_on_connection_blocked_callback(self._on_blocked)
         connection.add_on_connection_unblocked_callback(self._on_unblocked)
         if self._confirming:
-            session.channel.add_on_return_callback(self._on_return)
-            connection.confirms = self._on_confirm
-            session.call(lambda channel, answered: channel.confirm_delivery(lambda _: None, callback=answered), timeout)
-        self._started = True
+            session.call(Channel.confirm_delivery, lambda _: None)
+        session.tell(self._on_end, events.disconnected)
 
     # ------------------------------------------------------------ the layer's threads
 
     def send(self, messages: Sequence[Message], delay: float = 0.0) -> int:
-        session = self._session
-        with self._lock:
-            if session.over is not None:
-                raise ConnectionLost(session.over)
-            if self._blocked or self._bytes_in - self._bytes_out + session.unsent() > _UNSENT:
-                return 0
-            for message in messages:
-                self._bytes_in += len(message[0] or b"")
-            self._queue.append((messages, delay))
-            if self._scheduled:
-                return len(messages)
-            self._scheduled = True
-        session.post(self._drain)
+        if self._blocked or self._bytes_in - self._bytes_out + self._session.unsent() > _UNSENT:
+            return 0
+        self._inbox.put((messages, delay))
+        for message in messages:
+            self._bytes_in += len(message[0] or b"")
         return len(messages)
 
     def close(self, timeout: float) -> None:
-        deadline = time.monotonic() + timeout
-        session = self._session
-        session.closing = True
-        if session.over is None:
-            session.post(self._note_zero)
-            self._closed_at_zero.wait(max(0.0, timeout * 0.8))
-        session.close(max(0.1, deadline - time.monotonic()))
+        self._session.close(timeout, self._when_idle)
 
     # ------------------------------------------------------------ the I/O thread: out
 
     def _drain(self) -> None:
-        self._scheduled = False
         pieces: list[bytes] = []
         size = 0
-        write = self._session.write
-        while self._queue and self._session.over is None:
-            messages, delay = self._queue.popleft()
-            method = self._delay_method(delay) if delay else self._method
+        for messages, delay in self._inbox.take():
             for message in messages:
+                number = self._number
+                self._number = number + 1
                 length = len(message[0] or b"")
                 self._bytes_out += length
-                frames = self._frames(message, length, bool(method))
-                if frames is None:
+                try:
+                    if length > self._max_body:
+                        why = f"{length} bytes, and the broker takes {self._max_body} (max_body_bytes)"
+                        raise Unsendable(why, Cause.TOO_LARGE)
+                    method = self._delayed(delay) if delay else self._method
+                    frames = content(message, CHANNEL, self._mode, self._frame_max)
+                except Unsendable as why_not:
+                    self._ended.append(Refused(number, number, why_not.cause, str(why_not)))
                     continue
-                self._published += 1
                 if self._confirming:
-                    self._ids.append(message[1])
+                    self._tag += 1
+                    self._out[self._tag] = number, message[1]
                 pieces.append(method)
                 pieces += frames
                 size += length + 200
             if size > _WRITE:
-                write(b"".join(pieces))
+                self._session.write(b"".join(pieces))
                 pieces.clear()
                 size = 0
         if pieces:
-            write(b"".join(pieces))
-        if self._ready:
-            self._report()
-        if self._session.closing:
-            self._note_zero()
+            self._session.write(b"".join(pieces))
+        self._report()
 
-    def _frames(self, message: Message, length: int, possible: bool) -> list[bytes] | None:
-        if not possible:
-            self._refuse(Cause.INVALID, _TOO_LATE)
-            return None
-        if length > self._max_body:
-            self._refuse(Cause.TOO_LARGE, f"{length} bytes, and the broker takes {self._max_body} (max_body_bytes)")
-            return None
-        try:
-            return content(message, self._channel, self._mode, self._frame_max)
-        except Unsendable as why:
-            self._refuse(Cause.INVALID, str(why))
-            return None
+    def _publishing(self, exchange: str, routing_key: str) -> bytes:
+        return publish_method(CHANNEL, exchange, routing_key, self._confirming)
 
-    def _refuse(self, cause: Cause, detail: str) -> None:
-        """A number without a tag."""
-        number = self._published + len(self._holes)
-        self._holes.append(self._published)
-        self._push(Refused(number, number, cause, detail))
-
-    def _delay_method(self, delay: float) -> bytes:
+    def _delayed(self, delay: float) -> bytes:
         """The publish method for the queue that holds messages for this delay, declared first where needed."""
+        if delay > topology.LONGEST_DELAY:
+            raise Unsendable(f"RabbitMQ delays a message by at most {topology.LONGEST_DELAY:.0f} s")
+        milliseconds = topology.coarse(math.ceil(delay * 1000))
+        method, until = self._delays.get(milliseconds, (b"", 0.0))
         now = time.monotonic()
-        known = self._delays.get(delay)
-        if known is not None and known[1] > now:
-            return known[0]
-        if delay > _LONGEST_DELAY:
-            return b""
-        name, arguments = self._delayed(math.ceil(delay * 1000))
-        self._session.channel.queue_declare(name, durable=True, arguments=arguments)
-        method = publish_method(self._channel, "", name, self._confirming)
-        self._delays = {each: value for each, value in self._delays.items() if value[1] > now}
-        self._delays[delay] = (method, now + 30.0)
+        if now >= until:
+            name, arguments = topology.delay_queue(self._route, milliseconds)
+            self._session.channel.queue_declare(name, durable=True, arguments=arguments)
+            method = self._publishing("", name)
+            self._delays[milliseconds] = method, now + _DELAY_KNOWN
         return method
 
     # ------------------------------------------------------------ the I/O thread: in
 
-    def _on_confirm(self, method: Any) -> None:
-        tag = int(method.delivery_tag)
-        first = self._confirmed + 1 if method.multiple else tag
-        if type(method) is spec.Basic.Ack and not (self._holes or self._returned or self._early):
-            if first == self._confirmed + 1:
-                self._confirm(first, tag)
-                self._advance(tag)
-            elif tag > self._confirmed:
-                self._confirm(tag, tag)
-                self._early.add(tag)
-            return
-        for each in range(first, tag + 1):
-            if each > self._confirmed and each not in self._early:
-                self._one(each, method)
-                self._early.add(each)
-        last = self._confirmed
-        while last + 1 in self._early:
-            last += 1
-            self._early.remove(last)
-        self._advance(last)
+    def _on_confirm(self, stored: bool, arguments: bytes) -> None:
+        tag, bits = _TAG(arguments)
+        tags = range(self._low, tag + 1) if bits & 1 else (tag,)
+        for each in tags:
+            sent = self._out.pop(each, None)
+            if sent is None:
+                continue
+            number, id = sent
+            if self._returns and (outcome := self._returned(each, number, id)) is not None:
+                self._ended.append(outcome)
+            elif stored:
+                self._stored.append(number)
+            else:
+                self._ended.append(Unknown(number, number, Cause.NACKED, "the broker could not store it and nacked it"))
+        if tags[0] == self._low:
+            self._low = tag + 1
 
-    def _one(self, tag: int, method: Any) -> None:
-        """The outcome of one tag where tags and numbers differ, or something was returned."""
-        number = tag - 1 + bisect_right(self._holes, tag - 1)
-        if tag in self._returned:
-            outcome = self._returned.pop(tag)
-            self._push(outcome or Refused(number, number, Cause.UNROUTABLE, _UNROUTABLE))
-        elif type(method) is spec.Basic.Nack:
-            self._push(Unknown(number, number, Cause.NACKED, "the broker could not store it and nacked it"))
-        else:
-            self._push(Confirmed(number, number))
+    def _on_return(self, _: bytes, header: bytes, __: bytes) -> None:
+        """A return names its message by id alone, and comes before its confirm."""
+        id = sent_id(header)
+        tags, count = self._returns.get(id, (set(), 0))
+        tags.update(tag for tag, (_, known) in self._out.items() if known == id)
+        self._returns[id] = tags, count + 1
 
-    def _confirm(self, first: int, last: int) -> None:
-        """Tags in a row; joined with the row before. Only while numbers are tags less one."""
-        if self._first and first == self._last + 1:
-            self._last = last
-            return
-        if self._first:
-            self._ready.append(Confirmed(self._first - 1, self._last - 1))
-        self._first, self._last = first, last
-
-    def _push(self, outcome: Outcome) -> None:
-        self._join()
-        self._ready.append(outcome)
-
-    def _join(self) -> None:
-        if self._first:
-            self._ready.append(Confirmed(self._first - 1, self._last - 1))
-            self._first = 0
-
-    def _advance(self, last: int) -> None:
-        ids = self._ids
-        for _ in range(last - self._confirmed):
-            ids.popleft()
-        self._confirmed = last
+    def _returned(self, tag: int, number: int, id: str) -> Outcome | None:
+        """The outcome of a message of which a copy came back. Where several of one id were out, nobody can tell which
+        it was: all of them if all came back, otherwise each is unknown."""
+        tags, count = self._returns.get(id, (set(), 0))
+        if tag not in tags:
+            return None
+        if not any(each in self._out for each in tags):
+            del self._returns[id]
+        if count >= len(tags):
+            return Refused(number, number, Cause.UNROUTABLE, _UNROUTABLE)
+        return Unknown(number, number, Cause.UNROUTABLE, "one of several with this id was returned as unroutable")
 
     def _report(self) -> None:
         """Once after each read: one call with everything that it brought."""
-        self._join()
-        if self._ready:
-            ready, self._ready = self._ready, []
-            self._outcomes(ready)
-        if self._session.closing:
-            self._note_zero()
+        if self._stored:
+            self._ended += _ranges(self._stored)
+            self._stored = []
+        if self._ended:
+            ended, self._ended = self._ended, []
+            self._outcomes(ended)
+        if self._idle is not None and not self._out:
+            self._idle(None)
 
-    def _on_return(self, _: Any, method: Any, properties: Any, __: bytes) -> None:
-        """A return names its message by id alone, and comes before its confirm. Where several messages of one id
-        are out, nobody can tell which came back: all of them if all did, otherwise each is unknown."""
-        headers = properties.headers or {}
-        id = headers.get("brokerkit-id") or properties.message_id
-        tags = [
-            tag
-            for tag, known in enumerate(islice(self._ids, None), self._confirmed + 1)
-            if known == id and tag not in self._early
-        ]
-        before = sum(1 for tag in tags if tag in self._returned)
-        if len(tags) == 1:
-            self._returned[tags[0]] = None
-            return
-        self._copies[id] = count = (self._copies.get(id, 0) if before else 0) + 1
-        for tag in tags:
-            number = tag - 1 + bisect_right(self._holes, tag - 1)
-            self._returned[tag] = (
-                None
-                if count == len(tags)
-                else Unknown(number, number, Cause.UNROUTABLE, "one of several with this id was returned as unroutable")
-            )
+    def _when_idle(self, _: Any, callback: Callable[[Any], None]) -> None:
+        self._idle = callback
+        self._drain()
 
     def _on_blocked(self, _: Any, method: Any) -> None:
         self._blocked = True
@@ -287,37 +210,27 @@ class RabbitSender(Sender):
         self._blocked = False
         self._events.unblocked()
 
-    def _note_zero(self) -> None:
-        """Whether everything is out and answered, for `close`."""
-        if not self._queue and (not self._confirming or self._confirmed == self._published):
-            self._closed_at_zero.set()
-
-    def ended(self, reason: str) -> None:
-        """The session is over: everything outstanding gets its outcome. On the I/O thread."""
-        if not self._started:
-            return
-        with self._lock:
-            left, self._queue = self._queue, deque()
-        self._join()
-        if self._confirming:
-            for tag in range(self._confirmed + 1, self._published + 1):
-                if tag not in self._early:
-                    number = tag - 1 + bisect_right(self._holes, tag - 1)
-                    self._ready.append(Unknown(number, number, Cause.DISCONNECTED, reason))
-        first = self._published + len(self._holes)
-        unwritten = sum(len(messages) for messages, _ in left)
+    def _on_end(self, reason: str) -> None:
+        """The session is over: everything outstanding gets its outcome."""
+        self._ended += [Unknown(number, number, Cause.DISCONNECTED, reason) for number, _ in self._out.values()]
+        self._out.clear()
+        unwritten = sum(len(messages) for messages, _ in self._inbox.take())
         if unwritten:
-            last = first + unwritten - 1
-            self._ready.append(Refused(first, last, Cause.UNREACHABLE, f"not written: {reason}", self._confirming))
-        ready, self._ready = self._ready, []
-        if ready:
-            self._outcomes(ready)
-        self._closed_at_zero.set()
-        if not self._session.closing:
-            self._events.disconnected(reason)
+            last = self._number + unwritten - 1
+            why = f"not written: {reason}"
+            self._ended.append(Refused(self._number, last, Cause.UNREACHABLE, why, self._confirming))
+        self._report()
 
 
-_LONGEST_DELAY = 48 * 24 * 3600.0
-"""Seconds; a TTL is 32 bits of milliseconds."""
-_TOO_LATE = f"RabbitMQ delays a message by at most {_LONGEST_DELAY:.0f} s"
+def _ranges(numbers: list[int]) -> Iterator[Confirmed]:
+    numbers.sort()
+    first = last = numbers[0]
+    for number in numbers:
+        if number > last + 1:
+            yield Confirmed(first, last)
+            first = number
+        last = number
+    yield Confirmed(first, last)
+
+
 _UNROUTABLE = "returned as unroutable: no subscription (queue) is bound for it"

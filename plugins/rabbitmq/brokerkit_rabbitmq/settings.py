@@ -39,10 +39,6 @@ class RabbitSettings(Settings):
     """The broker's `max_message_size`; larger bodies are refused here, for the broker would close the channel."""
 
 
-def _whole(text: str) -> int:
-    return int(text)
-
-
 def _table(text: str) -> Mapping[str, Any]:
     value = json.loads(text)
     if not isinstance(value, dict):
@@ -52,11 +48,11 @@ def _table(text: str) -> Mapping[str, Any]:
 
 CLIENT: Mapping[str, tuple[Callable[[str], Any], str]] = {
     "blocked_connection_timeout": (float, "seconds"),
-    "channel_max": (_whole, "a whole number"),
+    "channel_max": (int, "a whole number"),
     "client_properties": (_table, "a JSON object"),
-    "connection_attempts": (_whole, "a whole number"),
-    "frame_max": (_whole, "a whole number"),
-    "heartbeat": (_whole, "whole seconds"),
+    "connection_attempts": (int, "a whole number"),
+    "frame_max": (int, "a whole number"),
+    "heartbeat": (int, "whole seconds"),
     "locale": (str, "text"),
     "retry_delay": (float, "seconds"),
     "socket_timeout": (float, "seconds"),
@@ -66,8 +62,35 @@ CLIENT: Mapping[str, tuple[Callable[[str], Any], str]] = {
 """`client.NAME`: pika's ConnectionParameters arguments that the URL does not say otherwise."""
 
 
-def client_options(settings: RabbitSettings) -> dict[str, Any]:
-    """`client.NAME` values, typed. Raises ConfigurationError."""
+def parameters(url: Url, settings: RabbitSettings) -> list[pika.ConnectionParameters]:
+    """pika's parameters for each node. Raises ConfigurationError."""
+    import pika
+
+    secure = url.scheme == "amqps" or settings.tls
+    context = _tls_context(settings) if secure else None
+    credentials: Any = pika.credentials.ExternalCredentials()
+    if settings.sasl == "plain":
+        credentials = pika.PlainCredentials(url.username or "guest", url.password or "guest")
+    options: dict[str, Any] = {
+        "heartbeat": DEFAULT_HEARTBEAT,
+        "client_properties": {"connection_name": "brokerkit"},
+        **_client_options(settings),
+    }
+    return [
+        pika.ConnectionParameters(
+            host=host,
+            port=port or (5671 if secure else 5672),
+            virtual_host=url.path[1:] or "/",
+            credentials=credentials,
+            ssl_options=None if context is None else pika.SSLOptions(context, host),
+            **options,
+        )
+        for host, port in url.hosts or [("localhost", None)]
+    ]
+
+
+def _client_options(settings: RabbitSettings) -> dict[str, Any]:
+    """`client.NAME` values, typed."""
     import pika
 
     options: dict[str, Any] = {}
@@ -85,17 +108,7 @@ def client_options(settings: RabbitSettings) -> dict[str, Any]:
     return options
 
 
-def hosts(url: Url, settings: RabbitSettings) -> list[tuple[str, int]]:
-    """Where the broker's nodes listen."""
-    port = 5671 if secure(url, settings) else 5672
-    return [(host, given or port) for host, given in url.hosts] or [("localhost", port)]
-
-
-def secure(url: Url, settings: RabbitSettings) -> bool:
-    return url.scheme == "amqps" or settings.tls
-
-
-def tls_context(settings: RabbitSettings) -> ssl.SSLContext:
+def _tls_context(settings: RabbitSettings) -> ssl.SSLContext:
     """Raises ConfigurationError for files that cannot be read."""
     try:
         context = ssl.create_default_context(cafile=settings.tls_ca)
@@ -107,35 +120,3 @@ def tls_context(settings: RabbitSettings) -> ssl.SSLContext:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
-
-
-def parameters(
-    url: Url,
-    settings: RabbitSettings,
-    options: Mapping[str, Any],
-    context: ssl.SSLContext | None,
-    address: tuple[str, int],
-    timeout: float,
-) -> pika.ConnectionParameters:
-    """pika's parameters for one node."""
-    import pika
-
-    host, port = address
-    credentials: Any = pika.credentials.ExternalCredentials()
-    if settings.sasl == "plain":
-        credentials = pika.PlainCredentials(url.username or "guest", url.password or "guest")
-    chosen: dict[str, Any] = {
-        "heartbeat": DEFAULT_HEARTBEAT,
-        "socket_timeout": timeout,
-        "stack_timeout": timeout,
-        "client_properties": {"connection_name": "brokerkit"},
-        **options,
-    }
-    return pika.ConnectionParameters(
-        host=host,
-        port=port,
-        virtual_host=url.path[1:] or "/",
-        credentials=credentials,
-        ssl_options=None if context is None else pika.SSLOptions(context, host),
-        **chosen,
-    )

@@ -14,23 +14,14 @@ from dataclasses import dataclass, field
 from pika import spec
 
 from brokerkit.driver import Frame
+from brokerkit_rabbitmq.encoding import sent_id
 
 _METHOD, _HEADER, _BODY, _HEARTBEAT = 1, 2, 3, 8
 _START = struct.Struct(">BHI")
-_QOS, _CONSUME, _PUBLISH, _RETURN, _DELIVER, _GET, _GET_OK, _ACK, _REJECT, _NACK = (
-    0x003C000A,
-    0x003C0014,
-    0x003C0028,
-    0x003C0032,
-    0x003C003C,
-    0x003C0046,
-    0x003C0047,
-    0x003C0050,
-    0x003C005A,
-    0x003C0078,
-)
-_CHANNEL_OPEN, _CONFIRM_SELECT = 0x0014000A, 0x0055000A
-_WITH_CONTENT = {_PUBLISH: "publish", _RETURN: "other", _DELIVER: "deliver", _GET_OK: "deliver"}
+_PUBLISH, _DELIVER, _GET_OK = spec.Basic.Publish.INDEX, spec.Basic.Deliver.INDEX, spec.Basic.GetOk.INDEX
+_ACK, _REJECT, _NACK = spec.Basic.Ack.INDEX, spec.Basic.Reject.INDEX, spec.Basic.Nack.INDEX
+_FETCHING = (spec.Basic.Get.INDEX, spec.Basic.Consume.INDEX)
+_WITH_CONTENT = {_PUBLISH: "publish", spec.Basic.Return.INDEX: "other", _DELIVER: "deliver", _GET_OK: "deliver"}
 
 NAMES: dict[int, str] = {
     index: ".".join(re.sub(r"(?<=[a-z])(?=[A-Z])", "-", part).lower() for part in method.NAME.split("."))
@@ -127,7 +118,7 @@ class _Direction:
         content.raw.append(raw)
         if kind == _HEADER:
             content.left = int(struct.unpack_from(">Q", raw, 11)[0])
-            content.id = _message_id(raw)
+            content.id = sent_id(raw[7:-1])
         else:
             content.left -= len(raw) - 8
         return self._whole(channel, content) if content.left <= 0 else None
@@ -145,11 +136,11 @@ class _Direction:
             return None
         if index in (_ACK, _NACK, _REJECT):
             return self._settlement(channel, index, raw, native)
-        if self._from_client and index == _CHANNEL_OPEN:
+        if self._from_client and index == spec.Channel.Open.INDEX:
             self._codec.opened(channel)
-        elif self._from_client and index == _CONFIRM_SELECT:
+        elif self._from_client and index == spec.Confirm.Select.INDEX:
             self._codec.channel(channel).confirming = True
-        fetching = self._from_client and index in (_GET, _CONSUME)
+        fetching = self._from_client and index in _FETCHING
         return Frame(raw, "fetch" if fetching else "other", native)
 
     def _whole(self, number: int, content: _Content) -> Frame:
@@ -173,34 +164,3 @@ class _Direction:
         ids = tuple(id for id in (open_tags.pop(each) for each in tags) if id)
         kind = ("ack" if self._from_client else "confirm") if index == _ACK else "other"
         return Frame(raw, kind, native, ids)
-
-
-def _message_id(raw: bytes) -> str:
-    """The message_id property of a content header frame, or the header that stands in for a long one."""
-    flags = int(struct.unpack_from(">H", raw, 19)[0])
-    offset = 21
-    for bit in (15, 14):
-        if flags & 1 << bit:
-            offset += 1 + raw[offset]
-    if flags & 1 << 13:
-        size = int(struct.unpack_from(">I", raw, offset)[0])
-        named = _named(raw[offset + 4 : offset + 4 + size])
-        if named:
-            return named
-        offset += 4 + size
-    offset += (flags >> 12 & 1) + (flags >> 11 & 1)
-    for bit in (10, 9, 8):
-        if flags & 1 << bit:
-            offset += 1 + raw[offset]
-    if not flags & 1 << 7:
-        return ""
-    return raw[offset + 1 : offset + 1 + raw[offset]].decode("utf-8", "backslashreplace")
-
-
-def _named(table: bytes) -> str:
-    """`brokerkit-id` of a header table; it is a long string where it is there at all."""
-    start = table.find(b"\x0cbrokerkit-idS")
-    if start < 0:
-        return ""
-    size = int(struct.unpack_from(">I", table, start + 14)[0])
-    return table[start + 18 : start + 18 + size].decode("utf-8", "backslashreplace")

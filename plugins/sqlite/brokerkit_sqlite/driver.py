@@ -1,15 +1,15 @@
 """The driver of sqlite:// URLs: one file as a broker, shared by the processes of one machine.
 
-The driver's parts: settings.py (what the URL says), session.py (a connection), schema.py (the tables), log.py (what
-is done to them), rows.py (messages as rows), sender.py, receiver.py, claims.py.
+The broker itself is in engine/, where others have a program of their own. The driver's parts: settings.py (what the
+URL says), claims.py, sender.py, leases.py and receiver.py, transactor.py, incoming.py (a row as a message).
 """
 
 from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from brokerkit.driver import (
@@ -28,12 +28,15 @@ from brokerkit.errors import Closed, ConfigurationError, NotFound
 from brokerkit.guarantees import Claims, Guarantee
 from brokerkit.message import now_ms
 from brokerkit.plugins import Url
-from brokerkit_sqlite import log
 from brokerkit_sqlite.claims import claims_of
-from brokerkit_sqlite.receiver import SqliteReceiver, SqliteTransactor
+from brokerkit_sqlite.engine import subscriptions as engine
+from brokerkit_sqlite.engine.handing_out import Limits
+from brokerkit_sqlite.engine.session import Session
+from brokerkit_sqlite.leases import Leases
+from brokerkit_sqlite.receiver import SqliteReceiver
 from brokerkit_sqlite.sender import SqliteSender
-from brokerkit_sqlite.session import Session
 from brokerkit_sqlite.settings import SqliteSettings, path_of
+from brokerkit_sqlite.transactor import SqliteTransactor
 
 _NATIVE = {"lease_seconds": 0.1, "retention_seconds": 0.0}
 """What `declare(native=…)` takes, with the least value of each."""
@@ -43,7 +46,7 @@ class SqliteDriver(Driver):
     blocking = True
 
     def __init__(self, url: Url, settings: SqliteSettings) -> None:
-        self._path: Path = path_of(url)
+        self._path = path_of(url)
         self._settings = settings
         self._lock = threading.Lock()
         self._session: Session | None = None
@@ -63,15 +66,10 @@ class SqliteDriver(Driver):
     def declare(self, topic: str, subscriptions: Sequence[Subscription], native: Mapping[str, Any]) -> None:
         retention = _native(native).get("retention_seconds")
         with self._shared(create=True).transaction() as db:
-            known = db.execute("SELECT retention FROM topics WHERE name = ?", (topic,)).fetchone()
-            if known is not None and retention is not None and known[0] != round(retention * 1000):
-                raise ConfigurationError(
-                    f"topic {topic!r} is there with retention_seconds {known[0] / 1000}, not {retention}"
-                )
-            kept = self._settings.retention_seconds if retention is None else retention
-            number = log.make_topic(db, topic, round(kept * 1000))
+            engine.declare_topic(db, topic, retention, self._settings.retention_seconds)
             for subscription in subscriptions:
-                _declare(db, number, topic, subscription)
+                lease = _native(subscription.native).get("lease_seconds")
+                engine.declare_subscription(db, topic, subscription, lease, now_ms())
 
     def delete(self, topic: str, subscription: str | None) -> None:
         try:
@@ -79,13 +77,11 @@ class SqliteDriver(Driver):
         except NotFound:
             return
         with session.transaction() as db:
-            log.delete(db, topic, subscription)
+            engine.delete(db, topic, subscription)
 
     def depth(self, topic: str, subscription: str) -> int:
-        session = self._shared()
-        with session.lock:
-            session.check()
-            return log.depth(session.connection, topic, subscription)
+        with self._shared().reading() as db:
+            return engine.depth(db, topic, subscription)
 
     def describe(self) -> Mapping[str, str]:
         found = {
@@ -111,13 +107,10 @@ class SqliteDriver(Driver):
         delivery_timeout: float = 30.0,
         timeout: float = 10.0,
     ) -> Sender:
-        _no_native(native)
-        session = self._open(timeout)
-        try:
+        if native:
+            raise ConfigurationError(f"a sqlite producer has no native settings, got {', '.join(map(repr, native))}")
+        with self._opening(timeout) as session:
             return SqliteSender(session, self._settings, topic, subscription, guarantee, outcomes, events)
-        except BaseException:
-            session.close()
-            raise
 
     def receiver(
         self,
@@ -132,14 +125,10 @@ class SqliteDriver(Driver):
         timeout: float = 10.0,
     ) -> Receiver:
         _native(subscription.native)
-        session = self._open(timeout)
-        try:
-            return SqliteReceiver(
-                session, self._settings, topics, subscription, guarantee, settled, events, prefetch, prefetch_bytes
-            )
-        except BaseException:
-            session.close()
-            raise
+        counts = guarantee is not Guarantee.AT_MOST_ONCE
+        with self._opening(timeout) as session:
+            leases = Leases(session, self._settings.lease_seconds, topics, subscription, counts=counts)
+            return SqliteReceiver(leases, settled, events, Limits(prefetch, prefetch_bytes))
 
     def transactor(
         self,
@@ -149,24 +138,30 @@ class SqliteDriver(Driver):
         instance: str | None,
         timeout: float = 10.0,
     ) -> Transactor:
-        session = self._open(timeout)
-        try:
-            return SqliteTransactor(session, self._settings, topics, subscription, instance)
-        except BaseException:
-            session.close()
-            raise
+        with self._opening(timeout) as session:
+            leases = Leases(session, self._settings.lease_seconds, topics, subscription, counts=True)
+            return SqliteTransactor(leases, instance, self._settings.max_body_bytes)
 
     def close(self, timeout: float) -> None:
         self._closed = True
         with self._lock:
-            session, self._session = self._session, None
-        if session is not None:
-            session.close()
+            if self._session is not None:
+                self._session.close()
 
     def _open(self, timeout: float, *, create: bool = False) -> Session:
         if self._closed:
             raise Closed("this driver is closed")
-        return Session(self._path, self._settings, timeout, create=create)
+        return Session(self._path, self._settings.pragmas, self._settings.busy_timeout, timeout, create=create)
+
+    @contextmanager
+    def _opening(self, timeout: float) -> Iterator[Session]:
+        """A new session, closed again if what is made of it fails."""
+        session = self._open(timeout)
+        try:
+            yield session
+        except BaseException:
+            session.close()
+            raise
 
     def _shared(self, *, create: bool = False) -> Session:
         """The session of the driver's own calls, opened at the first."""
@@ -176,36 +171,6 @@ class SqliteDriver(Driver):
             return self._session
 
 
-def _declare(db: sqlite3.Connection, topic: int, name: str, subscription: Subscription) -> None:
-    if subscription.retry == "block":
-        raise ConfigurationError(
-            "retry='block' is not offered by sqlite, which delays a nacked message while the others go on: leave it out"
-        )
-    lease = _native(subscription.native).get("lease_seconds")
-    wanted = {
-        "attempts": subscription.attempts,
-        "dead_letter": subscription.dead_letter,
-        "handling_seconds": subscription.handling_seconds,
-        "lease_seconds": lease,
-    }
-    if subscription.dead_letter is not None:
-        log.make_dead_letters(db, subscription.dead_letter)
-    elif subscription.attempts is not None:
-        log.make_dead_letters(db, f"{name}-dead")
-    known = db.execute(
-        f"SELECT {', '.join(wanted)} FROM subscriptions WHERE topic = ? AND name = ?", (topic, subscription.name)
-    ).fetchone()
-    if known is None:
-        log.make_subscription(db, topic, subscription.name, subscription.start, wanted, now_ms())
-        return
-    for (setting, value), there in zip(wanted.items(), known, strict=True):
-        if value is not None and value != there:
-            raise ConfigurationError(
-                f"subscription {subscription.name!r} of topic {name!r} is there with {setting} {there}, not {value}: "
-                "delete it first, or declare it as it is"
-            )
-
-
 def _native(native: Mapping[str, Any]) -> dict[str, float]:
     for name, value in native.items():
         if name not in _NATIVE:
@@ -213,8 +178,3 @@ def _native(native: Mapping[str, Any]) -> dict[str, float]:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= _NATIVE[name]:
             raise ConfigurationError(f"native setting {name!r} is a number of at least {_NATIVE[name]}, not {value!r}")
     return dict(native)
-
-
-def _no_native(native: Mapping[str, Any] | None) -> None:
-    if native:
-        raise ConfigurationError(f"a sqlite producer has no native settings, got {', '.join(map(repr, native))}")

@@ -48,6 +48,11 @@ class SqliteSettings(Settings):
                 raise ValueError(f"client.{name} must be a number or a word")
         return client
 
+    @property
+    def pragmas(self) -> Mapping[str, str]:
+        """What every connection is set to."""
+        return {"cache_size": "-16384", **self.client, "synchronous": self.synchronous}
+
 
 def path_of(url: Url) -> Path:
     """`sqlite:///queue.db` is relative to the working directory, `sqlite:////var/queue.db` is absolute."""

@@ -116,18 +116,18 @@ def test_a_kill_is_a_kill_and_its_journal_stays_valid(cast: Cast) -> None:
 
 def test_sigterm_ends_it_in_order_and_what_it_held_goes_back(cast: Cast) -> None:
     consumer = cast.consumer(work=0.05)
-    send(cast.producer(), 50)
+    send(cast.producer(), 200)  # ten seconds of work: a busy machine is late to look, and some must be left
     assert until(lambda: len(cast.history().ids("effect")) >= 3)
     assert consumer.terminate() == 0
     done = cast.history().ids("effect")
-    assert len(done) < 50
+    assert len(done) < 200
     with brokerkit.connect(cast.url) as broker:
-        assert broker.depth("payments", "ledger") == 50 - len(done)
+        assert broker.depth("payments", "ledger") == 200 - len(done)
 
 
 def test_a_frozen_actor_stands_still_and_goes_on(cast: Cast) -> None:
     consumer = cast.consumer(work=0.05)
-    send(cast.producer(), 30)
+    send(cast.producer(), 200)
     assert until(lambda: len(cast.history().ids("effect")) >= 2)
     consumer.freeze()
     assert consumer.state() == "T"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -45,7 +46,7 @@ def command(*arguments: object) -> list[str]:
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of a few telling checks."""
     place = tmp_path_factory.mktemp("report")
-    wanted = ("fan_out", "consumer_killed_before_*", "confirm_lost", "poison")
+    wanted = ("fan_out", "consumer_killed_before_*", "confirm_lost", "send_*", "poison")
     ran = suite("run", "sqlite", *(f"--check={glob}" for glob in wanted), "--seed=7", "--report", place)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return place
@@ -86,6 +87,19 @@ def test_what_cannot_be_induced_is_unsupported_and_says_why(cells: list[dict[str
     cell = of(cells, "confirm_lost", producer_guarantee="at_least_once")
     assert cell["verdict"] == "unsupported"
     assert "not reached over a network" in str(cell["reason"])
+
+
+def test_what_cannot_be_induced_is_not_called_expected(cells: list[dict[str, object]]) -> None:
+    unsupported = [cell for cell in cells if cell["verdict"] == "unsupported"]
+    assert any(cell["check"] == "send_fails" for cell in unsupported)
+    for cell in unsupported:
+        assert "expected" not in cell["claim"].values(), cell  # type: ignore[attr-defined]
+
+
+def test_at_most_once_nothing_is_claimed_about_refusals(cells: list[dict[str, object]]) -> None:
+    cell = of(cells, "send_refused", producer_guarantee="at_most_once")
+    assert (cell["verdict"], cell["claim"]) == ("skipped", None)
+    assert of(cells, "send_refused", producer_guarantee="at_least_once")["verdict"] == "held"
 
 
 def test_a_saved_history_is_judged_the_same_without_a_broker(report: Path, cells: list[dict[str, object]]) -> None:
@@ -145,11 +159,20 @@ def test_nothing_in_the_suite_names_a_broker() -> None:
 
 
 @pytest.fixture
-def running(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+def temporary(tmp_path: Path) -> Path:
+    place = tmp_path / "temporary"
+    place.mkdir()
+    return place
+
+
+@pytest.fixture
+def running(tmp_path: Path, temporary: Path) -> Iterator[subprocess.Popen[bytes]]:
+    checks = ("consumer_frozen", "producer_killed", "consumer_killed_before_ack")
     process = subprocess.Popen(
-        command("run", "sqlite", "--check=consumer_frozen", "--check=producer_killed", "--report", tmp_path),
+        command("run", "sqlite", *(f"--check={check}" for check in checks), "--report", tmp_path / "report"),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        env={**os.environ, "TMPDIR": str(temporary)},
     )
     yield process
     process.kill()
@@ -157,22 +180,65 @@ def running(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
-def test_a_runner_that_is_ended_in_the_middle_leaves_no_process(
-    running: subprocess.Popen[bytes], number: signal.Signals
+def test_a_runner_that_is_ended_in_the_middle_leaves_no_process_and_no_temporary_data(
+    running: subprocess.Popen[bytes], number: signal.Signals, temporary: Path
 ) -> None:
     children = _wait_for_children(running.pid, 3)
+    assert list(temporary.iterdir())
     running.send_signal(number)
-    running.wait(30)
+    # It stops in the middle of its cells; run to their end they would take a good minute.
+    running.wait(20)
     gone, alive = psutil.wait_procs(children, timeout=10)
     assert alive == []
     assert len(gone) >= 3
+    deadline = time.monotonic() + 10
+    while (left := list(temporary.rglob("*"))) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert left == []
 
 
-def _wait_for_children(pid: int, count: int) -> list[psutil.Process]:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_demo_that_is_ended_while_its_consumers_start_leaves_none_of_them(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    demo = subprocess.Popen(
+        [sys.executable, "-m", "brokerkit.cli", "demo"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        cwd=tmp_path,
+    )
+    children: list[psutil.Process] = []
+    try:
+        children = _wait_for_children(demo.pid, 1, "demo.consumer")
+        for child in children:
+            if "demo.consumer" in " ".join(_command_of(child)):
+                child.suspend()  # so that it does not come to look who its parent is
+        demo.send_signal(number)
+        demo.wait(20)
+        _, alive = psutil.wait_procs(children, timeout=10)
+        assert alive == []
+    finally:
+        demo.kill()
+        demo.wait()
+        for child in children:
+            if child.is_running():
+                child.kill()
+
+
+def _wait_for_children(pid: int, count: int, program: str = "") -> list[psutil.Process]:
+    """All children of the process, as soon as so many of them run this program."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         children = psutil.Process(pid).children(recursive=True)
-        if len(children) >= count:
+        if sum(program in " ".join(_command_of(child)) for child in children) >= count:
             return children
         time.sleep(0.05)
     raise AssertionError(f"the run did not start {count} actors")
+
+
+def _command_of(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:
+        return []

@@ -152,6 +152,11 @@ WRONG_URLS: dict[str, tuple[str, type[Exception], str]] = {
         errors.ConfigurationError,
         "acks=all",
     ),
+    "client option of the other group protocol": (
+        "?group_protocol=consumer&client.session.timeout.ms=6000",
+        errors.ConfigurationError,
+        "session.timeout.ms",
+    ),
     "SASL without a user": ("?sasl_mechanism=PLAIN", errors.ConfigurationError, "user and password"),
     "TLS authority that is not there": ("?tls_ca=missing.pem", errors.ConfigurationError, "missing.pem|ssl"),
 }

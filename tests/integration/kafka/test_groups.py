@@ -94,6 +94,20 @@ def test_members_that_come_and_go_lose_nothing(url: str, topic: str, protocol: s
         assert broker.depth(topic, "work") == 0
 
 
+def test_a_member_that_stood_still_over_a_rebalance_goes_on(url: str, topic: str) -> None:
+    options = "session_timeout=6&assignor=range&revoke_timeout=0.5"
+    with brokerkit.connect(f"{url.partition('?')[0]}?{options}") as broker:
+        broker.declare(topic, ["work"], native={"partitions": 2})
+        fill(broker, topic, 200)
+        with broker.consumer(topic, subscription="work", prefetch=1) as first:
+            (held,) = first.receive(1, timeout=10)
+            receiver = first._session.receiver
+            until(lambda: all(lane.paused for lane in receiver._lanes.values()))
+            with broker.consumer(topic, subscription="work", prefetch=1):
+                until(lambda: held.state == "lost")
+                assert first.receive(1, timeout=20), "its partition stayed paused"
+
+
 def test_acks_out_of_order_commit_no_further_than_the_first_open_one(broker: brokerkit.Broker, topic: str) -> None:
     broker.declare(topic, ["work"], native={"partitions": 1})
     fill(broker, topic, 10)

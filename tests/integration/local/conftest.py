@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import confluent_kafka
@@ -62,9 +63,11 @@ class Rabbit:
         with self.connect() as connection:
             arguments = {"x-queue-type": "quorum"}
             connection.channel().queue_declare(self.queue, durable=True, arguments=arguments)
-        # The node writes the names of its quorum queues down half a second after the last change; killed before,
-        # it comes back without the queue's log.
-        time.sleep(1.5)
+
+    def written_down(self, data: Path) -> bool:
+        """Whether the node has the queue among its names on disk, which it writes half a second after the last
+        change; killed before, it comes back without the queue's log."""
+        return any(self.queue.encode() in names.read_bytes() for names in data.rglob("names.dets"))
 
     def send(self, count: int) -> int:
         with self.connect() as connection:
@@ -122,6 +125,10 @@ class Kafka:
         topic = confluent_kafka.admin.NewTopic(self.topic, 1, -1)
         for future in admin.create_topics([topic]).values():
             future.result(20)
+
+    def written_down(self, data: Path) -> bool:
+        """A topic that the node has confirmed is in its log."""
+        return True
 
     def send(self, count: int) -> int:
         confirmed: list[bool] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pika.exceptions
 import psutil
@@ -18,11 +19,17 @@ from .conftest import TARGETS, client, marked, within
 pytestmark = pytest.mark.integration
 
 
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Where the broker keeps what it has."""
+    return tmp_path_factory.mktemp("broker")
+
+
 @pytest.fixture(scope="module", params=TARGETS)
-def broker(request, tmp_path_factory) -> Iterator[LocalBroker]:
+def broker(request, data) -> Iterator[LocalBroker]:
     local = target(request.param)
     local.provision()
-    local.start(tmp_path_factory.mktemp("broker"))
+    local.start(data / local.name.replace(":", "-"))
     yield local
     local.stop()
 
@@ -36,10 +43,11 @@ def test_it_serves_when_start_returns_and_says_what_it_is(broker):
     assert broker.pids() == [pid for pid in broker.pids() if psutil.pid_exists(pid)]
 
 
-def test_300_confirmed_messages_are_there_after_a_kill_and_a_restart_at_the_same_address(broker):
+def test_300_confirmed_messages_are_there_after_a_kill_and_a_restart_at_the_same_address(broker, data):
     raw = client(broker.name, broker.url())
     raw.declare()
     assert raw.send(300) == 300
+    assert within(15, lambda: raw.written_down(data / broker.name.replace(":", "-")))
     before, address = broker.pids(), broker.url()
     broker.kill()
     assert broker.pids() == [0]

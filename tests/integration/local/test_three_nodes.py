@@ -27,6 +27,7 @@ def test_the_cluster_goes_on_without_the_leader_and_keeps_what_was_confirmed(clu
     raw = client(cluster.name, cluster.url())
     raw.declare()
     assert raw.send(300) == 300
+    assert within(15, lambda: cluster.leader("ledger", "all") is not None)
     first = cluster.leader("ledger", "all")
     assert first is not None
     cluster.kill(first)

@@ -200,5 +200,5 @@ def test_use_after_a_fork_is_an_error_by_name(newest: str, topic: str) -> None:
 
 def test_a_secret_shows_in_no_repr(running: Callable[[str], LocalBroker]) -> None:
     broker = brokerkit.connect("rabbitmq://me:very-secret@localhost")
-    assert "very-secret" not in f"{broker!r} {broker.driver!r} {broker.driver._url!r}"
+    assert "very-secret" not in f"{broker!r} {broker.driver!r} {vars(broker.driver)!r}"
     broker.close()

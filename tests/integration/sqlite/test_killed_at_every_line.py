@@ -26,6 +26,7 @@ from brokerkit.plugins import Url
 
 pytestmark = pytest.mark.integration
 
+PIECES = 8
 PACKAGE = str(Path(driver_module.__file__).parent)
 
 
@@ -181,6 +182,8 @@ def test_killed_at_some_lines_of_the_whole_story(tmp_path):
 
 
 @pytest.mark.prove
-@pytest.mark.timeout(900)
-def test_killed_at_every_line_of_the_whole_story(tmp_path):
-    walk(tmp_path, 1, 1)
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("start", range(1, PIECES + 1))
+def test_killed_at_every_line_of_the_whole_story(tmp_path, start):
+    """Each piece takes every PIECES-th line, from another one on."""
+    walk(tmp_path, PIECES, start)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+import threading
+from pathlib import Path
 
 import pytest
 from brokerkit_conformance import checkers
 from brokerkit_conformance.checkers import Kind, examine
-from brokerkit_conformance.history import History
+from brokerkit_conformance.history import Event, History, Journal
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -283,6 +285,45 @@ def test_a_strike_at_a_barrier_nobody_stood_at_is_a_gap() -> None:
 def test_standing_before_an_ack_without_an_effect_is_a_gap() -> None:
     script = Script().send("a").receive("a").add("at", "info", "a", "consumer-1#1", point="before_ack")
     assert "without a record of what came before" in next(iter(checkers.gaps(script.history)))
+
+
+def numbered(ends: int | None, *numbers: int) -> History:
+    """One actor's lines with these numbers, and how many it is said to have written."""
+    lines = [Event(n, n, "consumer-1", 1, "note", "info", no=n) for n in numbers]
+    end = Event(99, 99, "supervisor", 1, "process_end", "info", more={"target": "consumer-1", "lines": ends})
+    return History([*lines, end])
+
+
+def test_a_number_that_is_missing_is_a_gap() -> None:
+    assert list(checkers.gaps(numbered(4, 1, 2, 4))) == ["consumer-1's journal has no line 3"]
+
+
+def test_a_last_line_that_is_missing_is_a_gap_whoever_wrote_it() -> None:
+    assert list(checkers.gaps(numbered(4, 1, 2, 3))) == ["consumer-1's journal ends at line 3, and 4 were written"]
+    assert list(checkers.gaps(numbered(1))) == ["consumer-1's journal ends at line 0, and 1 were written"]
+
+
+def test_a_line_written_in_the_moment_of_the_kill_is_no_gap() -> None:
+    assert list(checkers.gaps(numbered(3, 1, 2, 3, 4))) == []
+    assert list(checkers.gaps(numbered(None))) == []
+
+
+def test_a_journal_whose_actor_nobody_saw_end_is_a_gap() -> None:
+    events = [event for event in numbered(1, 1) if event.op != "process_end"]
+    assert list(checkers.gaps(History(events))) == ["nothing says how consumer-1 ended, and how many lines it wrote"]
+
+
+def test_a_journal_numbers_its_lines_and_says_beside_it_how_many_there_are(tmp_path: Path) -> None:
+    path = tmp_path / "consumer-1.jsonl"
+    assert Journal.written(path) is None
+    with Journal(path, "consumer-1") as journal:
+        threads = [threading.Thread(target=lambda: [journal.write("note") for _ in range(50)]) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert journal.lines == Journal.written(path) == 200
+    assert [event.no for event in History.load(tmp_path)] == list(range(1, 201))
 
 
 def test_a_whole_record_has_no_gap() -> None:

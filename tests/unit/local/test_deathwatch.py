@@ -134,6 +134,48 @@ def _wait_for_daemon(directory: Path) -> int:
     raise AssertionError("the daemon did not come up")
 
 
+def test_a_directory_that_somebody_still_writes_in_when_it_is_left_goes_with_the_owner(tmp_path):
+    code = """
+from brokerkit.local import keeper
+keeper.shutil.rmtree = lambda path, **_: None  # as if a file had come meanwhile
+with keeper.temporary_directory() as directory: pass
+print(directory, directory.exists())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
+    directory, still = done.stdout.split()
+    assert still == "True"
+    deadline = time.monotonic() + 10
+    while Path(directory).exists():
+        assert time.monotonic() < deadline, "it was left behind"
+        time.sleep(0.05)
+
+
+def test_a_directory_is_the_owners_alone():
+    from brokerkit.local.keeper import temporary_directory
+
+    with temporary_directory() as directory:
+        assert directory.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc, which shows a process's parent")
+def test_a_worker_whose_parent_is_killed_loses_its_children_and_directories_though_it_lives_on(owned):
+    code = textwrap.dedent(OWNER).format(child=SLEEPS, extra="keeper().with_parent()", ending=WAITS)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", f"import subprocess, sys; subprocess.run([sys.executable, '-c', {code!r}])"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    owned.append(parent.pid)
+    assert parent.stdout is not None
+    directory, child, watch = parent.stdout.readline().split()
+    parent.stdout.close()
+    worker = psutil.Process(int(watch)).ppid()
+    owned += [int(child), int(watch), worker]
+    kill(parent)
+    assert gone_within(10, int(child), Path(directory))
+    assert psutil.pid_exists(worker)
+
+
 def test_what_ends_in_order_is_left_to_its_owner(tmp_path):
     code = "from brokerkit.local.keeper import *\nwith temporary_directory() as d: print(d)\nprint(keeper().alive())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)

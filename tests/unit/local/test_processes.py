@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from brokerkit.local.contract import StartFailed
-from brokerkit.local.processes import Process, run, wait_until
+from brokerkit.local.processes import Process, account, run, wait_until
 
 
 def process(folder: Path, code: str) -> Process:
@@ -62,6 +62,53 @@ def test_an_error_shows_the_end_of_the_log_of_the_process_that_died(tmp_path):
         StartFailed, match=r"(?s)kafka: ready not reached: node 1 ended with exit code 3.*port 7 is taken"
     ):
         wait_until(lambda: False, 10, "kafka: ready", [child])
+
+
+def test_an_error_shows_the_cause_however_long_the_crash_report_after_it(tmp_path):
+    code = (
+        "print('\\n'.join(f'[info] boot step {n}' for n in range(200)));"
+        "print('[error] there is no setting x');"
+        "print('\\n'.join(f'[error]   frame {n}' for n in range(500)));"
+        "raise SystemExit(1)"
+    )
+    child = process(tmp_path, code)
+    child.start()
+    with pytest.raises(StartFailed) as failed:
+        wait_until(lambda: False, 10, "ready", [child])
+    said = str(failed.value).splitlines()
+    assert "[error] there is no setting x" in said
+    assert "[471 lines left out]" in said
+    assert said[-1] == "[error]   frame 499"
+    assert not any("boot step" in line for line in said)
+
+
+def test_an_error_shows_nothing_of_an_earlier_start(tmp_path):
+    child = process(tmp_path, "import os; print('[error] of', os.getpid(), flush=True); raise SystemExit(1)")
+    for _ in range(2):
+        child.start()
+        with pytest.raises(StartFailed) as failed:
+            wait_until(lambda: False, 10, "ready", [child])
+    assert str(failed.value).count("[error] of") == 1
+    assert child.log.read_text().count("[error] of") == 2
+
+
+@pytest.mark.parametrize("lines", [0, 1, 15, 40])
+def test_a_log_without_an_error_shows_its_end(tmp_path, lines):
+    (tmp_path / "log").write_text("".join(f"line {n}\n" for n in range(lines)))
+    assert account(tmp_path / "log").splitlines() == [f"line {n}" for n in range(max(0, lines - 15), lines)]
+
+
+def test_a_log_that_is_not_there_says_nothing(tmp_path):
+    assert account(tmp_path / "log") == ""
+
+
+def test_a_huge_log_shows_its_first_error_and_its_end(tmp_path):
+    with (tmp_path / "log").open("w") as log:
+        log.write("java.lang.IllegalStateException: the cause\n")
+        log.writelines(f"at frame {n}\n" for n in range(200_000))
+    said = account(tmp_path / "log").splitlines()
+    assert said[0] == "java.lang.IllegalStateException: the cause"
+    assert said[-1] == "at frame 199999"
 
 
 def test_waiting_ends_when_the_time_is_up(sleeper):

@@ -10,7 +10,7 @@ from brokerkit.driver import Subscription
 
 def arguments(version: tuple[int, int], kind: str = "quorum", **options: object) -> dict[str, object]:
     subscription = Subscription("sub", **options)  # type: ignore[arg-type]
-    return topology.queue_arguments(kind, subscription, version, subscription.dead_letter)
+    return topology.queue_arguments(kind, subscription, version)
 
 
 def test_without_attempts_a_quorum_queue_drops_nothing() -> None:
@@ -48,7 +48,7 @@ def test_delays_share_queues_and_are_never_early(asked: int, kept: int) -> None:
 
 
 def test_a_delay_queue_hands_back_to_where_the_message_goes() -> None:
-    name, found = topology.delayed(("", "topic--sub"))(500)
+    name, found = topology.delay_queue(("", "topic--sub"), 500)
     assert name == "brokerkit-delay--500--queue--topic--sub"
     assert (found["x-dead-letter-exchange"], found["x-dead-letter-routing-key"]) == ("", "topic--sub")
-    assert len(topology.delayed(("e" * 200, "k" * 100))(500)[0]) < 255
+    assert len(topology.delay_queue(("e" * 200, "k" * 100), 500)[0]) < 255

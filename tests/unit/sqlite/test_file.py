@@ -8,10 +8,10 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from brokerkit_sqlite import schema
-from brokerkit_sqlite.claims import _file_system
+from brokerkit_sqlite.engine import schema
+from brokerkit_sqlite.engine.place import file_system
+from brokerkit_sqlite.engine.session import DiskFull, explain
 from brokerkit_sqlite.local import LocalFile
-from brokerkit_sqlite.session import DiskFull, explain
 from brokerkit_sqlite.settings import path_of
 
 import brokerkit
@@ -241,7 +241,10 @@ def test_client_settings_reach_sqlite(tmp_path):
     with connect(tmp_path / "queue.db", "?client.page_size=8192&client.cache_size=-999&synchronous=normal") as broker:
         broker.declare("orders", ["main"])
         session = broker.driver._session
-        found = [session.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_size", "cache_size", "synchronous")]
+        found = [
+            session.connection.execute(f"PRAGMA {name}").fetchone()[0]
+            for name in ("page_size", "cache_size", "synchronous")
+        ]
     assert found == [8192, -999, 1]
 
 
@@ -277,7 +280,7 @@ def test_a_weaker_setting_weakens_the_claims(rig):
 
 def test_the_file_system_is_known_on_linux(tmp_path):
     if Path("/proc/mounts").exists():
-        assert _file_system(tmp_path)
+        assert file_system(tmp_path)
 
 
 def test_no_body_and_no_setting_of_a_message_is_in_a_repr(rig):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 
@@ -42,7 +44,7 @@ def test_a_message_is_stored_until_the_last_subscription_has_settled_it(rig):
         received = inbox.receive()
         inbox.ack(received[1])
         inbox.ack(received[2], received[0])
-        stored.append(inbox.receiver._session.execute("SELECT count(*) FROM messages").fetchone()[0])
+        stored.append(inbox.receiver._session.connection.execute("SELECT count(*) FROM messages").fetchone()[0])
     assert stored == [3, 0]
 
 
@@ -280,6 +282,30 @@ def test_closing_ends_a_receive_that_waits(rig):
     assert len(ended) == 1
 
 
+def test_a_forked_child_closes_at_once_what_a_thread_of_its_parent_was_using(rig):
+    rig.declare()
+    receiver = rig.inbox().receiver
+    using, done = threading.Event(), threading.Event()
+
+    def use():
+        with receiver._session.transaction():
+            using.set()
+            done.wait(10.0)
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    assert using.wait(5.0)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(5)
+        receiver.close(1.0)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    done.set()
+    thread.join(5.0)
+    assert status == 0
+
+
 def test_a_waiting_receiver_wakes_for_another_connections_send(rig):
     rig.declare()
     inbox, outbox = rig.inbox(), rig.outbox(driver=rig.another())
@@ -373,7 +399,7 @@ def test_retention_ends_and_never_takes_what_is_not_settled(rig):
     outbox.send(b"settled", b"held", b"waiting")
     settled, held = inbox.receive(2)
     inbox.ack(settled)
-    raw = inbox.receiver._session
+    raw = inbox.receiver._session.connection
     raw.execute("UPDATE messages SET stored_at = stored_at - 61000")
     outbox.send(b"new")
     assert raw.execute("SELECT body FROM messages ORDER BY seq").fetchall() == [(b"held",), (b"waiting",), (b"new",)]
@@ -402,7 +428,7 @@ def test_an_answer_may_skip(rig):
     rig.outbox().send(*[b"%d" % number for number in range(1, 7)])
     ahead = rig.inbox(answer={0: Position("orders", 0, 5)})
     assert ahead.bodies() == [b"5", b"6"]
-    assert ahead.receiver._session.execute("SELECT count(*) FROM messages").fetchone() == (2,)
+    assert ahead.receiver._session.connection.execute("SELECT count(*) FROM messages").fetchone() == (2,)
 
 
 @pytest.mark.parametrize("value", [1, 99, 0, "x"])
@@ -461,7 +487,7 @@ def test_deleting_a_subscription_frees_what_only_it_needed(rig):
     main = rig.inbox()
     main.ack(*main.receive(1))
     rig.driver.delete("orders", "other")
-    stored = main.receiver._session.execute("SELECT body FROM messages").fetchall()
+    stored = main.receiver._session.connection.execute("SELECT body FROM messages").fetchall()
     assert stored == [(b"2",)]
     rig.driver.delete("orders", "other")
     rig.driver.delete("never-there", None)

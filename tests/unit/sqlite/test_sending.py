@@ -6,7 +6,7 @@ import sqlite3
 from contextlib import closing
 
 import pytest
-from brokerkit_sqlite.session import CommitUnknown, Session
+from brokerkit_sqlite.engine.session import CommitUnknown, Session
 
 from brokerkit.driver import Cause, Confirmed, Position, Unknown
 from brokerkit.errors import ConnectionLost, NotFound
@@ -79,6 +79,14 @@ def test_bad_messages_are_refused_and_their_neighbours_confirmed(rig):
     assert rig.inbox().bodies() == [b"ok", b"ok too"]
 
 
+def test_an_id_that_cannot_be_looked_up_is_refused_alone(rig):
+    rig.declare()
+    outbox = rig.outbox(guarantee=Guarantee.EXACTLY_ONCE)
+    outbox.send(b"ok", make(Message, (b"", "\ud800", None, {}, None, 0, "producer")), b"ok too")
+    assert [refused.cause for refused in outbox.refused()] == [Cause.INVALID]
+    assert rig.inbox().bodies() == [b"ok", b"ok too"]
+
+
 def test_a_locked_file_refuses_for_now_and_stores_nothing(rig):
     rig.declare()
     outbox = rig.outbox(driver=rig.another(busy_timeout=0.05))
@@ -99,7 +107,7 @@ def test_a_commit_that_fails_is_unknown_and_ends_the_session(rig, monkeypatch):
     outbox = rig.outbox()
 
     def fail(self):
-        self.execute("ROLLBACK")
+        self.connection.execute("ROLLBACK")
         raise CommitUnknown("COMMIT failed: disk I/O error")
 
     monkeypatch.setattr(Session, "_commit", fail)
@@ -114,12 +122,14 @@ def test_a_full_disk_refuses_for_now_and_stores_nothing(rig):
     rig.declare()
     outbox = rig.outbox()
     session = outbox.sender._session
-    session.execute(f"PRAGMA max_page_count={session.execute('PRAGMA page_count').fetchone()[0] + 1}")
+    session.connection.execute(
+        f"PRAGMA max_page_count={session.connection.execute('PRAGMA page_count').fetchone()[0] + 1}"
+    )
     outbox.send(b"x" * 1_000_000)
     [refused] = outbox.refused()
     assert refused.cause is Cause.QUEUE_FULL
     assert refused.retry
-    session.execute("PRAGMA max_page_count=1000000")
+    session.connection.execute("PRAGMA max_page_count=1000000")
     outbox.send(b"y")
     assert rig.inbox().bodies() == [b"y"]
 
@@ -183,10 +193,10 @@ def test_ids_are_forgotten_after_the_window(rig):
     outbox = rig.outbox(guarantee=Guarantee.EXACTLY_ONCE, driver=rig.another(dedup_window_seconds=0.001))
     outbox.send(Message(b"1", id="a"))
     session = outbox.sender._session
-    session.execute("UPDATE ids SET at = at - 10")
+    session.connection.execute("UPDATE ids SET at = at - 10")
     outbox.send(Message(b"2", id="a"), Message(b"3", id="b"))
     assert rig.inbox().bodies() == [b"1", b"2", b"3"]
-    assert session.execute("SELECT count(*) FROM ids").fetchone() == (2,)
+    assert session.connection.execute("SELECT count(*) FROM ids").fetchone() == (2,)
 
 
 def test_the_same_id_on_another_topic_is_another_message(rig):

@@ -19,6 +19,7 @@ object of strings, a bytes value being `{"base64": "…"}`. Times are millisecon
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 
 from brokerkit.errors import ConfigurationError
 
@@ -77,13 +78,13 @@ def check_version(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> Non
         )
 
 
-def is_ours(connection: sqlite3.Connection) -> bool:
+def is_ours(execute: Callable[[str], sqlite3.Cursor]) -> bool:
     """Whether the tables are there; False for an empty file. Raises ConfigurationError for a stranger's file."""
     # In this order: whoever makes the file at this moment commits its tables and its application id together.
-    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (tables,) = execute("SELECT count(*) FROM sqlite_master").fetchone()
+    (application,) = execute("PRAGMA application_id").fetchone()
     if application == APPLICATION:
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        (version,) = execute("PRAGMA user_version").fetchone()
         if version != VERSION:
             raise ConfigurationError(
                 f"the file has format {version}, this brokerkit reads {VERSION}: use the brokerkit that wrote it"

@@ -12,6 +12,8 @@ from benchmarks.ours import SUBSCRIPTION
 
 SIZE = 1024
 SQLITE_BATCH = 100
+COMMITS = (1.0, 0.1)
+"""Seconds between two commits of a copy."""
 HEADERS = {"kind": "bench"}
 
 
@@ -110,7 +112,22 @@ def kafka(broker: Broker, scale: float) -> list[Work]:
         Side("bare", raw("receive", False), fill(many)),
         Side("faststream", lambda topic: Call("peer_faststream", "kafka_receive", (servers, topic, few)), fill(few)),
     ]
-    return [Work("kafka: send, confirmed", url, send), Work("kafka: receive and ack", url, receive)]
+    return [
+        Work("kafka: send, confirmed", url, send),
+        Work("kafka: receive and ack", url, receive),
+        *(_copying(broker, seconds, many, fill(many)) for seconds in COMMITS),
+    ]
+
+
+def _copying(broker: Broker, seconds: float, count: int, fill: Callable[[str], Call]) -> Work:
+    """Exactly once from topic to topic, beside the same at least once and the client's own transactional loop."""
+    url = broker.url
+    sides = [
+        Side("brokerkit", lambda topic: Call("copying", "exactly_once", (url, topic, count, seconds)), fill),
+        Side("raw", lambda topic: Call("copying", "raw", (url, broker.servers, topic, count, seconds)), fill),
+        Side("at least once", lambda topic: Call("copying", "at_least_once", (url, topic, count, seconds)), fill),
+    ]
+    return Work(f"kafka: copy exactly once, commits each {seconds:g} s", url, sides)
 
 
 def sqlite(broker: Broker, scale: float) -> list[Work]:

@@ -247,14 +247,23 @@ class Broker:
         store: str | None = None,
         on_error: Literal["raise"] | Retry = "raise",
         max_messages: int = 100,
+        max_bytes: int = 64 * 1024 * 1024,
+        max_seconds: float = 0.0,
         timeout: float = 1.0,
     ) -> Transactions:
-        """Batches of deliveries in, messages out, committed together or not at all; iterate it.
+        """Deliveries in, messages out, committed together or not at all; iterate it.
 
-        `instance` names the slot whose predecessor is fenced. Raises NotSupported where the broker has no
-        transactions, with what to use instead.
+        A transaction takes in at most `max_messages`. With `max_seconds`, iterating its deliveries takes in more as
+        they come, until it has `max_messages` or about `max_bytes`, is so many seconds old, or nothing comes.
+        `instance` names the slot whose predecessor is fenced: the same at each start of a worker, and never that of
+        two that live. `on_error` says what an exception in the block leads to, after the abort.
+
+        Raises NotSupported where the broker has no transactions, with what to use instead; NotFound, ConnectionLost,
+        AccessRefused, PositionLost, ConfigurationError.
         """
         self._check()
+        _positive("max_messages", max_messages)
+        _positive("max_bytes", max_bytes)
         if store is not None:
             raise NotSupported("stores come with brokerkit.once; leave store out to use the broker's own transactions")
         if not self.capabilities.transactions:
@@ -270,6 +279,8 @@ class Broker:
             instance=instance,
             on_error=on_error,
             max_messages=max_messages,
+            max_bytes=max_bytes,
+            max_seconds=checked_timeout(max_seconds),
             timeout=checked_timeout(timeout),
         )
         return self._remember(transactions)

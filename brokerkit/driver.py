@@ -327,16 +327,23 @@ class Receiver(ABC):
 class Transactor(ABC):
     """Sends and acks that become visible together or not at all. One owner thread.
 
-    Errors: ConnectionLost with `retry` semantics are the layer's: after any error but NotSupported the layer
-    calls `abort`; when that raises too, it closes the transactor and opens a new one with the same `instance`.
+    Errors: after any error but NotSupported the layer calls `abort`, which makes the transactor fit for the next
+    `begin`, by whatever that takes; when it raises too, the layer closes the transactor and opens a new one with the
+    same `instance`.
     """
+
+    longest: float | None = None
+    """Seconds after which the broker ends an open transaction by itself; None: never."""
+    instance: str | None = None
+    """The slot that it took where none was asked for; the session that follows it is opened with that."""
 
     @abstractmethod
     def begin(self) -> None: ...
 
     @abstractmethod
     def receive(self, max_messages: int, timeout: float) -> Sequence[Incoming]:
-        """As Receiver.receive; what is received belongs to the open transaction."""
+        """As Receiver.receive; what is received belongs to the open transaction, which may take in several times.
+        Raises LeaseLost when what it has received is already, or will be, somebody else's."""
 
     @abstractmethod
     def send(self, topic: str, messages: Sequence[Message]) -> None: ...
@@ -346,8 +353,9 @@ class Transactor(ABC):
 
     @abstractmethod
     def commit(self) -> None:
-        """All of it, durably. Raises LeaseLost when it was fenced (nothing happened), ConnectionLost when it
-        cannot be told whether it happened; the layer then re-opens and goes on from what the broker says."""
+        """All of it, durably. Raises LeaseLost when nothing happened (it was fenced, or the broker ended it),
+        SendRefused when a message of it can never be stored (nothing happened either), ConnectionLost when it
+        cannot be told whether it happened; after `abort` it goes on from what the broker says."""
 
     @abstractmethod
     def abort(self) -> None:

@@ -44,6 +44,15 @@ class FailurePoint(StrEnum):
     CONSUMERS_COME_AND_GO = "consumers_come_and_go"
     CLEAN_SHUTDOWN = "clean_shutdown"
     POISON = "poison"
+    TXN_KILLED = "txn_killed"
+    TXN_ABORTED = "txn_aborted"
+    TXN_TIMED_OUT = "txn_timed_out"
+    TXN_COMMIT_ANSWER_LOST = "txn_commit_answer_lost"
+    ZOMBIE_FENCED = "zombie_fenced"
+    TXN_REBALANCE = "txn_rebalance"
+    TXN_LONGER_THAN_SESSION = "txn_longer_than_session"
+    TXN_BROKER_KILLED = "txn_broker_killed"
+    EXTERNAL_EFFECT_DOUBLES = "external_effect_doubles"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +107,12 @@ class Properties:
     counts_attempts: bool = True
     durable: str = "broker_kill"
     """`none`, `broker_kill` (survives the broker's process) or `replicated` (survives a node)."""
+    transaction_seconds: float | None = None
+    """After which the broker ends a transaction that is still open, by itself; None where it never does."""
+    transaction_setting: str = ""
+    """The URL's parameter that says so."""
+    uncommitted: Mapping[str, str] | None = None
+    """URL parameters under which a consumer also sees what is not committed, where there are such."""
     notes: tuple[str, ...] = ()
     """What is weaker than the plugin's default, one sentence each."""
 
@@ -116,20 +131,5 @@ class Claims:
 def together(*parts: Mapping[FailurePoint, Claim]) -> dict[str, Claim]:
     """What parts claim that fail independently, a producer's and a consumer's: per point the weaker of them in each
     respect, under the conditions of all."""
-    points: dict[str, Claim] = {}
-    for part in parts:
-        for point, claim in part.items():
-            points[str(point)] = _weaker(points[str(point)], claim) if str(point) in points else claim
-    return points
-
-
-def _weaker(one: Claim, other: Claim) -> Claim:
-    order = list(Likelihood)
-    conditions = [text for text in (one.condition, other.condition) if text]
-    return Claim(
-        loss=max(one.loss, other.loss, key=order.index),
-        duplicate=max(one.duplicate, other.duplicate, key=order.index),
-        reorder=max(one.reorder, other.reorder, key=order.index),
-        condition="; ".join(dict.fromkeys(conditions)),
-        source=one.source or other.source,
-    )
+    points = dict.fromkeys(point for part in parts for point in part)
+    return {str(point): weakest(*(part[point] for part in parts if point in part)) for point in points}

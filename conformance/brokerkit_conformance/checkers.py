@@ -30,6 +30,9 @@ The model, before any code:
     anything. `gaps` says so.
     A fault without evidence that it fired is no fault: `Fault.missing_evidence` says what is missing.
 
+11. **Transactions** are judged by `atomic`: a torn one, an aborted read and outputs without their offsets are
+    anomalies whatever the guarantee.
+
 Every anomaly carries its trail: all that happened to that message, with the faults around it.
 """
 
@@ -41,6 +44,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
+
+from brokerkit_conformance import atomic
 
 if TYPE_CHECKING:
     from brokerkit_conformance.history import Event, History
@@ -62,6 +67,9 @@ class Kind(StrEnum):
     LEAKED = "leaked"
     FALSE_SUCCESS = "false_success"
     LATE_ACK_SETTLED = "late_ack_settled"
+    TORN = "torn"
+    ABORTED_READ = "aborted_read"
+    WITHOUT_OFFSETS = "without_offsets"
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +221,11 @@ def leaked(history: History) -> list[Anomaly]:
     return list(_leaked(_View(history)))
 
 
+def transactions(history: History) -> list[Anomaly]:
+    """Torn ones, aborted reads, outputs without their offsets."""
+    return list(_transactions(_View(history)))
+
+
 def false_success(history: History) -> list[Anomaly]:
     """Confirmed or settled, and it was not so."""
     view = _View(history)
@@ -316,6 +329,7 @@ def _all(view: _View) -> Iterator[Anomaly]:
     yield from _leaked(view)
     yield from _false_confirms(view)
     yield from _false_settles(view)
+    yield from _transactions(view)
 
 
 # ---------------------------------------------------------------- loss
@@ -551,6 +565,16 @@ def _excused(view: _View, since: int, until: int) -> bool:
     actors = {event.get("target") or event.actor for event in view.history.of("process_end")}
     actors |= {event.actor for event in view.history.of("process_start")}
     return any(fault.began <= until and fault.ended >= since for fault in view.faults if fault.target not in actors)
+
+
+def _transactions(view: _View) -> Iterator[Anomaly]:
+    some = atomic.lives(view.history)
+    found = [(Kind.ABORTED_READ, each) for each in atomic.aborted_reads(some)]
+    found += [(Kind.WITHOUT_OFFSETS, each) for each in atomic.without_offsets(some)]
+    if view.drain.complete:
+        found += [(Kind.TORN, each) for each in atomic.torn(some)]
+    for kind, (id, detail, subscription) in found:
+        yield view.anomaly(kind, id, detail, subscription)
 
 
 # ---------------------------------------------------------------- faults, drain, gaps

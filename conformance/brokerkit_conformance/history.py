@@ -24,6 +24,9 @@ The operations, and what they carry beside `id` (the message):
 - `fault` invoke|ok|fail: `kind`, `target`, `evidence`, `trial`. `heal` ok.
 - `expect` ok|fail: `what` (a sentence), `got`: something a check asserts beyond counts; `witness` true when it must
   be seen rather than hold.
+- `txn` invoke, then ok (committed) | fail (nothing happened) | info (nobody can tell); `take` ok and `put` ok: a
+  message taken in, and one about to be sent, by `txn`; `position`, `topic`; `commit` invoke. `receive` of an output
+  carries `txn`. `peek` ok: seen by a reader that looks at what is not committed.
 - `drain_begin` info, `drain_end` info: `reason` complete | deadline, `missing`, `depth`.
 - `event` info: `kind`, `detail`: what the library told its user.
 - `at` info: `point`: an actor stands at a barrier. `note` info: `text`. `unsupported` info: `reason`.

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 DIGEST = "suite-digest"
+TRANSACTION = "suite-transaction"
+"""The header in which an output says what transaction sent it."""
 _BIG = 8 * 1024 * 1024
 
 

@@ -22,7 +22,7 @@ from brokerkit_conformance.faults.proxy import Proxy, Rule
 from brokerkit_conformance.faults.together import Together
 from brokerkit_conformance.history import Event, History, Journal
 from brokerkit_conformance.tail import Tail
-from brokerkit_conformance.targets import Target
+from brokerkit_conformance.targets import Target, with_settings
 
 WORK = "work"
 _SLACK = 1.5
@@ -178,6 +178,16 @@ class Story:
             "drain": drain,
         }
         return ConsumerActor(self, self._start("consumer", self._name("consumer"), spec, proxied))
+
+    def start(self, module: str, spec: dict[str, Any], *, proxied: bool = False) -> Actor:
+        """A process of any other kind of actor, named after its module."""
+        return self._start(module, self._name(module), spec, proxied)
+
+    def end_actors(self, role: str) -> None:
+        """Ends those that still live of one kind."""
+        for actor in self._actors:
+            if actor.name.startswith(f"{role}-"):
+                actor.end()
 
     # ------------------------------------------------------------ telling
 
@@ -471,7 +481,7 @@ class Story:
 
     def _start(self, module: str, name: str, spec: dict[str, Any], proxied: bool) -> Actor:
         whole = {
-            "url": self.target.url(through=proxied),
+            "url": with_settings(self.target.url(through=proxied), spec.pop("settings", {})),
             "actor": name,
             "journal": str(self.directory / f"{name}.jsonl"),
             "adapter": self._adapter,

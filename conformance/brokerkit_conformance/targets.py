@@ -129,7 +129,7 @@ class Target:
             host, port = self.proxy.addresses[0]
             return with_hosts(self.asked.url, f"{host}:{port}")
         quick = self.local.fast_settings
-        return _with(self.local.url(through=through), {**quick, **self.asked.settings})
+        return with_settings(self.local.url(through=through), {**quick, **self.asked.settings})
 
     def connect(self) -> brokerkit.Broker:
         return brokerkit.connect(self.url())
@@ -166,7 +166,7 @@ def _proxy_before(url: str, plugin: Plugin) -> Proxy | None:
     return proxy
 
 
-def _with(url: str, settings: Mapping[str, str]) -> str:
+def with_settings(url: str, settings: Mapping[str, str]) -> str:
     """`url` with these parameters, which win over its own."""
     if not settings:
         return url

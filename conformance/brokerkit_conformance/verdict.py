@@ -29,7 +29,15 @@ if TYPE_CHECKING:
 NEVER, EXPECTED = Likelihood.NEVER, Likelihood.EXPECTED
 AT_MOST_ONCE = Guarantee.AT_MOST_ONCE
 
-UNCONDITIONAL = (Kind.PHANTOM, Kind.LEAKED, Kind.LATE_ACK_SETTLED, Kind.FALSE_SUCCESS)
+UNCONDITIONAL = (
+    Kind.PHANTOM,
+    Kind.LEAKED,
+    Kind.LATE_ACK_SETTLED,
+    Kind.FALSE_SUCCESS,
+    Kind.TORN,
+    Kind.ABORTED_READ,
+    Kind.WITHOUT_OFFSETS,
+)
 """What no claim allows."""
 
 JUDGED = ((Kind.LOST, "loss"), (Kind.DUPLICATED, "duplicate"), (Kind.REORDERED, "reorder"))
@@ -255,6 +263,9 @@ _WORDS = {
     Kind.REORDERED: "out of order",
     Kind.FALSE_SUCCESS: "reported as done and not done",
     Kind.LATE_ACK_SETTLED: "late ack(s) reported settled",
+    Kind.TORN: "torn transaction(s)",
+    Kind.ABORTED_READ: "aborted read(s)",
+    Kind.WITHOUT_OFFSETS: "output(s) without offsets",
 }
 
 

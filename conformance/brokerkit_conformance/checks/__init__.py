@@ -23,4 +23,13 @@ ORDER = (
     "consumers_come_and_go",
     "clean_shutdown",
     "poison",
+    "txn_killed",
+    "txn_aborted",
+    "txn_timed_out",
+    "txn_commit_answer_lost",
+    "zombie_fenced",
+    "txn_rebalance",
+    "txn_longer_than_session",
+    "txn_broker_killed",
+    "external_effect_doubles",
 )

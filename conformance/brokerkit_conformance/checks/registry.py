@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from brokerkit.guarantees import Properties
     from brokerkit_conformance.story import Story
 
-Varies = Literal["producer", "consumer", "both"]
+Varies = Literal["producer", "consumer", "both", "transactions"]
 _AT_LEAST_ONCE = "at_least_once"
+_EXACTLY_ONCE = "exactly_once"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,7 @@ class CheckSpec:
 
     - `point`: the failure point whose claim is judged.
     - `varies`: whose guarantee the failure is about; the other end stays at least once. `both`: each in turn.
+      `transactions`: what is received is committed with what is sent; it runs once, exactly once.
     - `witness`: what must be *seen*, `loss` or `duplicate`, by the guarantee that varies, where the plugin's claim
       says it is expected.
     - `needs_fault`: without evidence that the fault fired, nothing is proved.
@@ -56,6 +58,8 @@ class CheckSpec:
         """The (producer, consumer) guarantees to run at: every one that the target offers at the varying end."""
         producers = [str(g) for g in sorted(capabilities.producer_guarantees)]
         consumers = [str(g) for g in sorted(capabilities.consumer_guarantees) if g != "exactly_once"]
+        if self.varies == "transactions":
+            return [(_EXACTLY_ONCE if _EXACTLY_ONCE in producers else _AT_LEAST_ONCE, _EXACTLY_ONCE)]
         found = []
         if self.varies in ("producer", "both"):
             found += [(producer, _AT_LEAST_ONCE) for producer in producers]

@@ -28,7 +28,7 @@ from brokerkit_conformance.faults.owners import owner_of
 T = TypeVar("T")
 Way = Literal["client", "broker"]
 """Who speaks: `client` is what goes to the broker, `broker` what comes from it."""
-Action = Literal["refuse", "cut", "delay", "blackhole", "drop_frame", "change_frame"]
+Action = Literal["refuse", "cut", "delay", "blackhole", "drop_frame", "change_frame", "see_frame"]
 
 
 class Changed(NamedTuple):
@@ -69,7 +69,7 @@ class Rule:
         if not self.fired.wait(timeout):
             what = " or ".join(sorted(self.kinds)) or "connection"
             raise DidNotFire(f"no {what} came by the proxy to {self.action} within {timeout:.0f} s")
-        unit = "frames" if self.action in ("drop_frame", "change_frame") else "connections"
+        unit = "frames" if self.action in ("drop_frame", "change_frame", "see_frame") else "connections"
         return {unit: len(self.evidence), **self.evidence[0]}
 
 
@@ -141,6 +141,10 @@ class Proxy:
         """Lets `change` say what becomes of frames of these kinds, until it has done so `times` times. It runs on the
         proxy's thread: quick, and without a wait."""
         return self._arm(Rule("change_frame", of, way, frozenset(kinds), "pass", times, change=change))
+
+    def see_frame(self, *kinds: str, way: Way, of: int | None = None) -> Rule:
+        """Lets everything pass, and tells of the next frame of one of these kinds."""
+        return self._arm(Rule("see_frame", of, way, frozenset(kinds)))
 
     def heal(self, rule: Rule | None = None) -> None:
         """Takes this rule away, or all; connections that lost bytes are reset."""
@@ -341,6 +345,9 @@ class _Connection:
             return None
 
     def _dropped(self, way: Way, frame: Frame) -> bool:
+        for rule in self._rules("see_frame"):
+            if rule.way == way and frame.kind in rule.kinds and not rule.evidence:
+                rule.bit(frame=frame.native, kind=frame.kind, bytes=len(frame.raw))
         for rule in self._rules("drop_frame"):
             if rule.way == way and frame.kind in rule.kinds and len(rule.evidence) < rule.times:
                 rule.bit(frame=frame.native, kind=frame.kind, ids=list(frame.ids), bytes=len(frame.raw))

@@ -13,7 +13,14 @@ from brokerkit.broker import Broker
 from brokerkit.driver import Cause, Confirmed, End, Incoming, Nack, Outcome, Refused, Reject, Settlement, Token
 from brokerkit.errors import BrokerkitError, ConnectionLost
 from brokerkit.message import Message, new_id
-from brokerkit_conformance.mutants.around import ReceiverShell, SenderShell, broken, tokens
+from brokerkit_conformance.mutants.around import (
+    DriverShell,
+    ReceiverShell,
+    SenderShell,
+    TransactorShell,
+    broken,
+    tokens,
+)
 
 # ---------------------------------------------------------------- acks
 
@@ -311,3 +318,58 @@ def forgets_that_it_was_forked(broker: Broker) -> Broker:
 
     os.register_at_fork(after_in_child=same_as_before)
     return broker
+
+
+# ---------------------------------------------------------------- transactions
+
+
+def offsets_outside_the_transaction(broker: Broker) -> Broker:
+    """What was sent is committed first, what was received afterwards, in a transaction of its own."""
+
+    class Twice(TransactorShell):
+        def settle(self, acks: Sequence[Token], rejects: Sequence[Reject] = ()) -> None:
+            self.acks = list(acks)
+
+        def receive(self, max_messages: int, timeout: float) -> Sequence[Incoming]:
+            received: Sequence[Incoming] = self.inside.receive(max_messages, timeout)
+            return received
+
+        def commit(self) -> None:
+            wanted = len(self.acks)
+            self.inside.commit()
+            self.inside.begin()
+            again: list[Token] = []
+            until = time.monotonic() + 10.0
+            while len(again) < wanted and time.monotonic() < until:
+                again += [one.token for one in self.inside.receive(wanted - len(again), 0.5)]
+            self.inside.settle(again)
+            self.inside.commit()
+
+    return broken(broker, transactor=Twice)
+
+
+def reads_uncommitted(broker: Broker) -> Broker:
+    """Readers are shown what nobody has committed, or ever will."""
+    broker.driver._config.client["isolation.level"] = "read_uncommitted"  # type: ignore[attr-defined]
+    return broker
+
+
+def new_id_at_each_start(broker: Broker) -> Broker:
+    """Each start of a worker takes a slot of its own, so that nothing its predecessor left open is ended."""
+
+    class Nameless(DriverShell):
+        def transactor(self, topics: Any, subscription: Any, *, instance: str | None, **options: Any) -> Any:
+            return self.inside.transactor(topics, subscription, instance=None, **options)
+
+    broker.driver = Nameless(broker.driver)  # type: ignore[assignment]
+    return broker
+
+
+def no_rewind_after_abort(broker: Broker) -> Broker:
+    """An abort takes back what was sent, and not what was received."""
+
+    class GoesOn(TransactorShell):
+        def opened(self) -> None:
+            self.inside._seek = lambda lane: None
+
+    return broken(broker, transactor=GoesOn)

@@ -53,6 +53,16 @@ class ReceiverShell(Shell):
         self.inside.settle(acks, nacks, rejects)
 
 
+class TransactorShell(Shell):
+    """Around a Transactor."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+
+    def opened(self) -> None:
+        """It is inside now."""
+
+
 class DriverShell(Shell):
     """Around a Driver: puts its sessions into shells of these kinds."""
 
@@ -61,8 +71,10 @@ class DriverShell(Shell):
         inside: Driver,
         sender: type[SenderShell] | None = None,
         receiver: type[ReceiverShell] | None = None,
+        transactor: type[TransactorShell] | None = None,
     ) -> None:
         super().__init__(inside)
+        self._transactor = transactor
         self._sender = sender
         self._receiver = receiver
 
@@ -88,12 +100,25 @@ class DriverShell(Shell):
         reopen()
         return shell
 
+    def transactor(self, topics: Any, subscription: Any, *, instance: str | None, **options: Any) -> Any:
+        inside = self.inside.transactor(topics, subscription, instance=instance, **options)
+        if self._transactor is None:
+            return inside
+        shell = self._transactor()
+        shell.inside = inside
+        shell.opened()
+        return shell
+
 
 def broken(
-    broker: Broker, *, sender: type[SenderShell] | None = None, receiver: type[ReceiverShell] | None = None
+    broker: Broker,
+    *,
+    sender: type[SenderShell] | None = None,
+    receiver: type[ReceiverShell] | None = None,
+    transactor: type[TransactorShell] | None = None,
 ) -> Broker:
     """The broker, with its driver's sessions in these shells."""
-    broker.driver = DriverShell(broker.driver, sender, receiver)  # type: ignore[assignment]
+    broker.driver = DriverShell(broker.driver, sender, receiver, transactor)  # type: ignore[assignment]
     return broker
 
 

@@ -12,6 +12,7 @@ from brokerkit_conformance.cell import Cell
 from brokerkit_conformance.mutants import harness
 
 ALO = "at_least_once"
+EXACTLY = "exactly_once"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class Mutant:
     guarantee: str = ALO
     producer_guarantee: str = ALO
     kind: Literal["adapter", "harness"] = "adapter"
+    trials: int = 1
 
     @property
     def id(self) -> str:
@@ -51,6 +53,10 @@ class Mutant:
         if not re.search(self.reason, cell.reason):
             return f"{self.name} was caught for another reason: {cell.reason}"
         return ""
+
+
+def _transactional(name: str, caught_by: str, reason: str, trials: int = 1) -> Mutant:
+    return Mutant(name, caught_by, "violated", reason, "kafka", EXACTLY, EXACTLY, trials=trials)
 
 
 def _harness(name: str, caught_by: str, verdict: str, reason: str, target: str = "sqlite") -> Mutant:
@@ -100,4 +106,8 @@ MUTANTS = [
     Mutant("late_ack_reported_settled", "consumer_frozen", "violated", r"late ack", "sqs"),
     Mutant("late_ack_reported_settled", "hazard_stale_handle_accepted", "violated", r"late ack", "sqs"),
     Mutant("ignores_failed_entries", "hazard_batch_failed_in_part", "violated", _LOST, "sqs"),
+    _transactional("offsets_outside_the_transaction", "txn_killed", r"without offsets|" + _AGAIN, trials=4),
+    _transactional("reads_uncommitted", "txn_aborted", r"aborted read"),
+    _transactional("new_id_at_each_start", "txn_killed", r"successor"),
+    _transactional("no_rewind_after_abort", "txn_aborted", _LOST),
 ]

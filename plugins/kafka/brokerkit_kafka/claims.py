@@ -52,6 +52,16 @@ _TAKEN_AGAIN: Mapping[FailurePoint, Claim] = {
     FailurePoint.POISON: Claim(NEVER, POSSIBLE, condition="a dead letter may be sent twice"),
 }
 
+_ONCE = Claim(condition="from Kafka to the same Kafka, read at read_committed", source=_MEASURED)
+_TRANSACTIONS: Mapping[FailurePoint, Claim] = {
+    **dict.fromkeys([point for point in FailurePoint if point is not FailurePoint.LEADER_KILLED], _ONCE),
+    FailurePoint.EXTERNAL_EFFECT_DOUBLES: replace(
+        _ONCE,
+        duplicate=EXPECTED,
+        condition="what a handler does outside the transaction is done again when its messages come again",
+    ),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Facts:
@@ -65,8 +75,12 @@ def claims(config: Config, facts: Facts, max_body: int, producer: Guarantee, con
     sent = [_SENT_ONCE]
     if producer is not Guarantee.AT_MOST_ONCE:
         sent = [_confirmed(config, producer), {FailurePoint.LEADER_KILLED: _leader(config, facts)}]
-    taken = _TAKEN_ONCE if consumer is Guarantee.AT_MOST_ONCE else _TAKEN_AGAIN
-    points = together(*sent, taken)
+    taken = {
+        Guarantee.AT_MOST_ONCE: _TAKEN_ONCE,
+        Guarantee.AT_LEAST_ONCE: _TAKEN_AGAIN,
+        Guarantee.EXACTLY_ONCE: _TRANSACTIONS,
+    }
+    points = together(*sent, taken[consumer])
     if facts.replication < 2:
         del points[FailurePoint.LEADER_KILLED]
     return Claims(points, _properties(config, facts, max_body))
@@ -107,11 +121,14 @@ def _leader(config: Config, facts: Facts) -> Claim:
 
 def _properties(config: Config, facts: Facts, max_body: int) -> Properties:
     idempotent = config.idempotent()
+    longest = config.settings.transaction_timeout
     session = config.settings.session_timeout if config.settings.group_protocol == "classic" else None
     weaker = {
         f"topics have {facts.replication} replica(s): they do not survive the loss of a disk": facts.replication < 3,
         f"acks={config.acks()}: a confirmed message may be lost with its leader": config.acks() != "all",
         "enable.idempotence=false: retries may double and reorder": not idempotent,
+        f"one node that is killed with transactions open and comes back near {longest:g} s later (transaction_timeout) "
+        "may leave them hanging: readers wait there until an operator ends them": facts.replication < 3,
         "the session timeout is the broker's (group.consumer.session.timeout.ms)": session is None,
     }
     return Properties(
@@ -125,6 +142,9 @@ def _properties(config: Config, facts: Facts, max_body: int) -> Properties:
         refuses_unroutable=False,
         max_body_bytes=max_body,
         counts_attempts=False,
+        transaction_seconds=longest,
+        transaction_setting="transaction_timeout",
+        uncommitted={"client.isolation.level": "read_uncommitted"},
         durable="replicated" if facts.replication >= 3 and facts.min_insync >= 2 else "broker_kill",
         notes=(
             "a message is stored once it is in the page cache of its replicas: no fsync",

@@ -2,11 +2,13 @@
 
 The driver's parts: settings.py (what the URL says, as options of the clients), claims.py, admin.py (topics), groups.py
 (where subscriptions go on, and their settings), sender.py, receiver.py with lane.py (one partition) and incoming.py
-(one message), outage.py (what a client tells of its connection), errors.py.
+(one message), transactor.py with transactional.py (its producer), outage.py (what a client tells of its connection),
+backlog.py, errors.py.
 """
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -26,16 +28,20 @@ from brokerkit.driver import (
     Settled,
     Subscription,
     Traits,
+    Transactor,
 )
-from brokerkit.errors import BrokerkitError, NotFound
+from brokerkit.errors import BrokerkitError, ConfigurationError, NotFound
 from brokerkit.guarantees import Claims, Guarantee
 from brokerkit.plugins import Url, checked
 from brokerkit_kafka.admin import Admin
+from brokerkit_kafka.backlog import counted
 from brokerkit_kafka.claims import Facts, claims
 from brokerkit_kafka.groups import Groups, settings_of
 from brokerkit_kafka.receiver import KafkaReceiver
 from brokerkit_kafka.sender import KafkaSender
 from brokerkit_kafka.settings import Config, KafkaSettings, Native
+from brokerkit_kafka.transactional import TransactionalProducer
+from brokerkit_kafka.transactor import KafkaTransactor
 
 
 class KafkaDriver(Driver):
@@ -51,6 +57,7 @@ class KafkaDriver(Driver):
         self.capabilities = Capabilities(
             producer_guarantees=self._config.offered(),
             consumer_guarantees=frozenset({Guarantee.AT_MOST_ONCE, Guarantee.AT_LEAST_ONCE}),
+            transactions=self._config.transactions(),
             positions=True,
             max_body_bytes=max(1, largest - 2048),
         )
@@ -145,17 +152,18 @@ class KafkaDriver(Driver):
         self._facts.pop(topic, None)
 
     def depth(self, topic: str, subscription: str) -> int:
-        """The retry topic included. Transaction markers, aborted records and holes left by compaction count."""
+        """The retry topic included. Where little is left, messages are counted; else transaction markers, aborted
+        records and holes left by compaction count as messages."""
         group = f"{topic}--{subscription}"
         found = self._admin.topic(topic)
         committed = self._groups.committed(group, found)
         if all(place.offset < 0 for place in committed.values()):
             raise NotFound(f"subscription {subscription!r} of {topic!r} does not exist; declare it first")
-        depth = self._groups.behind(found, committed)
+        gaps = self._groups.behind(found, committed)
         with suppress(NotFound):
             again = self._admin.topic(retry_topic(topic, subscription))
-            depth += self._groups.behind(again, self._groups.committed(group, again))
-        return depth
+            gaps |= self._groups.behind(again, self._groups.committed(group, again))
+        return counted(self._config.consumer(group, 0), gaps)
 
     # ------------------------------------------------------------ sessions
 
@@ -224,6 +232,36 @@ class KafkaDriver(Driver):
             settled,
             events,
             self._settings.revoke_timeout,
+        )
+
+    def transactor(
+        self, topics: Sequence[str], subscription: Subscription, *, instance: str | None, timeout: float = 10.0
+    ) -> Transactor:
+        """The predecessor of the same `instance` is fenced before the group is joined; without one the id is new."""
+        group = _group(topics[0], subscription)
+        known: Mapping[str, Any] = {}
+        ids: dict[str, str] = {}
+        for topic in topics:
+            found = self._admin.topic(topic, timeout)
+            known = {**settings_of(self._groups.places(group, found)), **known}
+            self._look(found, timeout)
+            ids[topic] = str(found.topic_id)
+        if (subscription.retry or known.get("retry")) == "topic":
+            raise ConfigurationError(
+                f"subscription {subscription.name!r} keeps messages back in a retry topic, which transactions do not "
+                "read: declare another one without retry='topic'"
+            )
+        instance = instance or str(uuid.uuid4())
+        config = self._config.transactional(f"{group}--{instance}")
+        producer = TransactionalProducer(config, lambda topic: self._admin.topic(topic, timeout), max(timeout, 30.0))
+        return KafkaTransactor(
+            producer,
+            self._config.consumer(group, 64 * 1024 * 1024),
+            ids,
+            lambda partitions, limit: self._groups.starts(group, partitions, limit),
+            subscription.name,
+            subscription.dead_letter or known.get("dead_letter"),
+            instance,
         )
 
     def close(self, timeout: float) -> None:

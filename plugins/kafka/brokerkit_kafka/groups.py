@@ -19,6 +19,7 @@ from brokerkit.declared import check_same
 from brokerkit.driver import Subscription
 from brokerkit.errors import NotFound, PositionLost
 from brokerkit_kafka.admin import Admin, patiently
+from brokerkit_kafka.backlog import Gaps
 from brokerkit_kafka.errors import made, translated
 from brokerkit_kafka.settings import Config
 
@@ -59,7 +60,8 @@ class Groups:
         """Asked by a consumer that never joins: librdkafka's admin client ends the process when a coordinator that
         has not taken office answers this question (confluentinc/librdkafka#5040)."""
         asked = [TopicPartition(topic.name, number) for number in range(len(topic.partitions))]
-        consumer = made(Consumer, {**self._config.consumer(group, 0), "statistics.interval.ms": 0})
+        unread = {"statistics.interval.ms": 0, "isolation.level": "read_uncommitted"}  # no wait for a transaction's end
+        consumer = made(Consumer, {**self._config.consumer(group, 0), **unread})
 
         def ask() -> Places:
             doing = f"reading the offsets of group {group!r}"
@@ -104,14 +106,13 @@ class Groups:
                     starts[topic, number] = place.offset, place.metadata or text
         return starts
 
-    def behind(self, topic: TopicDescription, committed: Places) -> int:
-        """Ends of the log minus committed offsets. Transaction markers, aborted records and holes left by compaction
-        count as messages."""
-        total = 0
+    def behind(self, topic: TopicDescription, committed: Places) -> Gaps:
+        """From the committed offsets to the ends of the log."""
+        gaps: Gaps = {}
         for number, place in committed.items():
             start = place.offset if place.offset >= 0 else self._admin.offset(topic.name, number, BEGIN)
-            total += max(0, self._admin.offset(topic.name, number, END) - start)
-        return total
+            gaps[topic.name, number] = (start, self._admin.offset(topic.name, number, END))
+        return gaps
 
     def named(self, prefix: str) -> list[str]:
         found = self._admin.ask("listing groups", 15.0, lambda client: client.list_consumer_groups(request_timeout=10))

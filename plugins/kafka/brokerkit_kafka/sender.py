@@ -84,7 +84,7 @@ class KafkaSender(Sender):
             if content_type is not None:
                 packed.append(("brokerkit-content-type", content_type))
             if headers:
-                _pack(headers, packed)
+                pack(headers, packed)
             try:
                 self._produce(
                     self._topic,
@@ -222,7 +222,7 @@ def _confirmed(stored: Sequence[tuple[int, Position]]) -> Iterator[Confirmed]:
             start = end
 
 
-def _pack(headers: Any, packed: list[tuple[str, str | bytes]]) -> None:
+def pack(headers: Any, packed: list[tuple[str, str | bytes]]) -> None:
     """Headers as they are; which of them were bytes is told beside them where their values would not tell."""
     marked = []
     for name, value in headers.items():

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
 from brokerkit.errors import ConfigurationError, GuaranteeNotOffered
 from brokerkit.guarantees import Guarantee
@@ -37,6 +37,8 @@ class KafkaSettings(TlsSettings):
     - `assignor`: of the classic protocol. The members of one group must agree.
     - `session_timeout`: seconds until a member that died gives its partitions up; classic protocol only.
     - `revoke_timeout`: seconds that a rebalance waits for deliveries in hand.
+    - `transaction_timeout`: seconds after which the broker aborts a transaction that is still open. Until then what a
+      dead worker left open keeps readers waiting; keep it well above a node's restart.
     - Any of the paths for TLS turns it on.
     - `sasl_mechanism`: with user and password in the URL; PLAIN unless said otherwise.
     """
@@ -48,6 +50,7 @@ class KafkaSettings(TlsSettings):
     assignor: Literal["cooperative-sticky", "range", "roundrobin"] = "cooperative-sticky"
     session_timeout: PositiveFloat = 10.0
     revoke_timeout: PositiveFloat = 5.0
+    transaction_timeout: float = Field(60.0, ge=1)
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
 
 
@@ -133,6 +136,22 @@ class Config:
             "message.send.max.retries": 0,
             "message.timeout.ms": min(1000, milliseconds),
             "delivery.report.only.error": True,
+        }
+
+    def transactions(self) -> bool:
+        """Whether these client options leave transactions their promise."""
+        committed = self.client.get("isolation.level", "read_committed") == "read_committed"
+        return committed and Guarantee.EXACTLY_ONCE in self.offered()
+
+    def transactional(self, id: str) -> dict[str, Any]:
+        """Of a producer of transactions."""
+        longest = self.settings.transaction_timeout
+        return {
+            "transaction.timeout.ms": int(longest * 1000),
+            "socket.timeout.ms": min(10_000, int(longest * 1000)),
+            **self.producer(Guarantee.EXACTLY_ONCE, min(30.0, 0.9 * longest)),
+            "delivery.report.only.error": True,  # that all is stored, the commit tells
+            "transactional.id": id,
         }
 
     def consumer(self, group: str, prefetch_bytes: int) -> dict[str, Any]:

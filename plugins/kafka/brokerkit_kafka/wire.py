@@ -13,7 +13,7 @@ _KINDS = {
     8: ("ack", "ack_answer"),
     12: ("heartbeat", "heartbeat"),
     26: ("commit", "commit_answer"),
-    28: ("commit", "commit_answer"),
+    28: ("ack", "ack_answer"),
     68: ("heartbeat", "heartbeat"),
 }
 _NAMES = {

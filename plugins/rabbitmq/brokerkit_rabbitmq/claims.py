@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from brokerkit.guarantees import Claim, Claims, FailurePoint, Guarantee, Likelihood, Properties, weakest
+from brokerkit.guarantees import Claim, Claims, FailurePoint, Guarantee, Likelihood, Properties, together
 
 NEVER, POSSIBLE, EXPECTED = Likelihood.NEVER, Likelihood.POSSIBLE, Likelihood.EXPECTED
 _MOST, _LEAST = Guarantee.AT_MOST_ONCE, Guarantee.AT_LEAST_ONCE
@@ -109,8 +109,9 @@ class Found:
 
 
 def claims(found: Found, producer: Guarantee, consumer: Guarantee) -> Claims:
-    tables = ({**_ALWAYS, **_queue(found)}, _TAKEN[consumer], _SENT[producer])
-    points = {str(point): weakest(*(table[point] for table in tables if point in table)) for point in FailurePoint}
+    points = together(
+        {**_ALWAYS, **_queue(found)}, _TAKEN.get(consumer, _TAKEN[_LEAST]), _SENT.get(producer, _SENT[_LEAST])
+    )
     return Claims(points, _properties(found))
 
 

@@ -67,6 +67,17 @@ _POINTS: Mapping[FailurePoint, _Point] = {
     ),
 }
 
+_ONCE = Claim(condition="acks and sends are rows of one SQL transaction in one file", source=_SOURCE)
+_TRANSACTIONS = {
+    **dict.fromkeys([point for point in FailurePoint if point.startswith("txn_")], _ONCE),
+    FailurePoint.ZOMBIE_FENCED: _ONCE,
+    FailurePoint.EXTERNAL_EFFECT_DOUBLES: Claim(
+        duplicate=EXPECTED,
+        condition="what a handler does outside the file is done again when its messages come again",
+        source=_SOURCE,
+    ),
+}
+
 
 def claims_of(path: Path, settings: SqliteSettings, producer: Guarantee, consumer: Guarantee) -> Claims:
     parts = [{point: Claim(condition=claimed.condition, source=_SOURCE) for point, claimed in _POINTS.items()}]
@@ -78,6 +89,8 @@ def claims_of(path: Path, settings: SqliteSettings, producer: Guarantee, consume
         parts.append({point: Claim(duplicate=claimed.acked_after) for point, claimed in _POINTS.items()})
     if settings.synchronous == "NORMAL":
         parts.append({FailurePoint.BROKER_KILLED: Claim(loss=POSSIBLE)})
+    if consumer is Guarantee.EXACTLY_ONCE:
+        parts.append(_TRANSACTIONS)
     return Claims(together(*parts), _properties(path, settings, producer))
 
 
@@ -92,6 +105,8 @@ def _properties(path: Path, settings: SqliteSettings, producer: Guarantee) -> Pr
         dedup="message_id" if once else "none",
         dedup_window_seconds=settings.dedup_window_seconds if once else None,
         max_body_bytes=settings.max_body_bytes,
+        transaction_seconds=settings.lease_seconds,
+        transaction_setting="lease_seconds",
         notes=tuple(_notes(path, settings)),
     )
 

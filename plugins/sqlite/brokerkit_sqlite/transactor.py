@@ -20,6 +20,7 @@ from brokerkit_sqlite.leases import Leases
 class SqliteTransactor(Transactor):
     def __init__(self, leases: Leases, instance: str | None, max_body: int) -> None:
         self._leases = leases
+        self.longest = min(group.lease_ms for group in leases.groups.values()) / 1000
         self._session = leases.session
         self._instance = instance
         self._max_body = max_body

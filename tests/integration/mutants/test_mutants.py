@@ -52,7 +52,7 @@ class Runs:
 
     def _run(self, mutant: Mutant) -> Cell:
         target = self.targets[mutant.target]
-        spec = dataclasses.replace(checks_of(target.plugin.name)[mutant.caught_by], trials=1)
+        spec = dataclasses.replace(checks_of(target.plugin.name)[mutant.caught_by], trials=mutant.trials)
         plan = Plan(mutant.target, spec, mutant.producer_guarantee, mutant.guarantee)
         return run_cell(target, plan, Options(seed=1, adapter=mutant.adapter), self.directory / mutant.id)
 

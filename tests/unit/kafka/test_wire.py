@@ -35,6 +35,7 @@ CLIENT = [
     request(8, 9, 4),
     request(26, 4, 5),
     request(68, 1, 6),
+    request(28, 3, 7),
 ]
 BROKER = [
     response(1),
@@ -43,6 +44,7 @@ BROKER = [
     response(4),
     response(5),
     response(6),
+    response(7),
 ]
 
 
@@ -55,8 +57,8 @@ def test_each_request_and_its_answer_has_the_kind_of_what_it_does() -> None:
     codec = KafkaCodec()
     asked = [one.kind for one in codec.client(b"".join(CLIENT))]
     answered = [one.kind for one in codec.broker(b"".join(BROKER))]
-    assert asked == ["other", "publish", "fetch", "ack", "commit", "heartbeat"]
-    assert answered == ["other", "confirm", "deliver", "ack_answer", "commit_answer", "heartbeat"]
+    assert asked == ["other", "publish", "fetch", "ack", "commit", "heartbeat", "ack"]
+    assert answered == ["other", "confirm", "deliver", "ack_answer", "commit_answer", "heartbeat", "ack_answer"]
 
 
 def test_a_publish_its_confirm_and_a_deliver_name_their_messages() -> None:

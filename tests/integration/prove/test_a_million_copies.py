@@ -1,0 +1,247 @@
+"""A million messages through a transform while its workers and its brokers die: each comes out once.
+
+Three workers on three nodes. Every few seconds one is killed, frozen past its session, or one is added for a while;
+twice a node is killed and started again. What comes out is read as it comes, and once more at the end, by plain clients
+at read_committed that count each number. The same program at least once is seen doubling.
+
+BROKERKIT_PROVE_MESSAGES is how many, BROKERKIT_PROVE_SEED repeats the faults.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from brokerkit_conformance.targets import Target, understand, with_settings
+from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
+
+import brokerkit
+
+MESSAGES = int(os.environ.get("BROKERKIT_PROVE_MESSAGES", "1000000"))
+SEED = int(os.environ.get("BROKERKIT_PROVE_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 31)
+SESSION = 6.0
+EVERY = (2.0, 5.0)
+RATE = 4000
+"""Messages a second that come in, so that the faults meet work; what a slow machine needs longer for is waited for."""
+PARTITIONS = 6
+
+pytestmark = [pytest.mark.prove, pytest.mark.integration, pytest.mark.timeout(3600)]
+
+
+class Reader:
+    """Counts every number that a plain client at read_committed finds, from the beginning of the topic on."""
+
+    def __init__(self, servers: str, topic: str) -> None:
+        self.counts = bytearray(MESSAGES)
+        self.received = 0
+        self.foreign = 0
+        self.at = [0] * PARTITIONS
+        self._client = Consumer(
+            {
+                "bootstrap.servers": servers,
+                "group.id": f"soak-{time.monotonic_ns()}",
+                "isolation.level": "read_committed",
+                "enable.auto.commit": False,
+                "enable.partition.eof": True,
+                "auto.offset.reset": "error",
+                "log_level": 2,
+            }
+        )
+        self._client.assign([TopicPartition(topic, number, 0) for number in range(PARTITIONS)])
+        self._stopping = threading.Event()
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            for message in self._client.consume(1000, 0.2):
+                error = message.error()
+                if error is None:
+                    self._count(message.value() or b"")
+                elif error.code() == KafkaError._PARTITION_EOF:
+                    self.at[int(message.partition() or 0)] = int(message.offset() or 0)
+
+    def _count(self, body: bytes) -> None:
+        number = int(body.partition(b".")[0])
+        self.received += 1
+        if number >= MESSAGES:
+            self.foreign += 1
+        elif self.counts[number] < 255:
+            self.counts[number] += 1
+
+    @property
+    def different(self) -> int:
+        return MESSAGES - self.counts.count(0)
+
+    @property
+    def twice(self) -> int:
+        return MESSAGES - self.counts.count(0) - self.counts.count(1)
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self.thread.join(30.0)
+        self._client.close()
+
+
+class Workers:
+    """Processes by slot; each is ended by its own id."""
+
+    def __init__(self, start: Callable[[str], subprocess.Popen[bytes]]) -> None:
+        self._start = start
+        self.by_slot: dict[str, subprocess.Popen[bytes]] = {}
+        self.faults: list[str] = []
+
+    def begin(self, slot: str) -> None:
+        self.by_slot[slot] = self._start(slot)
+
+    def kill(self, slot: str) -> None:
+        process = self.by_slot[slot]
+        process.kill()
+        assert process.wait(10) == -signal.SIGKILL
+        self.faults.append(f"killed {slot}")
+        self.begin(slot)
+
+    def freeze(self, slot: str, seconds: float) -> None:
+        process = self.by_slot[slot]
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(seconds)  # the fault itself
+        process.send_signal(signal.SIGCONT)
+        self.faults.append(f"froze {slot} for {seconds:.0f} s")
+
+    def add(self, slot: str, seconds: float) -> None:
+        self.begin(slot)
+        time.sleep(seconds)
+        self.leave(slot)
+        self.faults.append(f"added {slot} for {seconds:.0f} s")
+
+    def leave(self, slot: str) -> None:
+        process = self.by_slot.pop(slot)
+        process.terminate()
+        process.wait(60)
+
+    def end(self) -> None:
+        for process in self.by_slot.values():
+            process.kill()
+            process.wait(10)
+
+
+@pytest.fixture(scope="module")
+def target() -> Iterator[Target]:
+    with Target(understand("kafka:3nodes")) as running:
+        yield running
+
+
+@pytest.mark.parametrize("how", ["exactly_once", "at_least_once"])
+def test_every_message_comes_out_once_whatever_dies(target: Target, how: str, tmp_path: Path) -> None:
+    print(f"seed {SEED}, {MESSAGES} messages, {how}", flush=True)
+    chance = random.Random(SEED)
+    url = with_settings(target.url(), {"session_timeout": f"{SESSION:g}"})
+    servers = url.removeprefix("kafka://").partition("?")[0]
+    topic, out = f"soak-{how}", f"soak-{how}-out"
+    with brokerkit.connect(url) as broker:
+        for name in (topic, out):
+            broker.declare(name, ["copy"], native={"partitions": PARTITIONS})
+
+    def start(slot: str) -> subprocess.Popen[bytes]:
+        log = (tmp_path / f"{slot}.log").open("ab")
+        arguments = [str(Path(__file__).with_name("copier.py")), url, topic, out, slot, how]
+        with log:
+            return subprocess.Popen([sys.executable, *arguments], stdout=log, stderr=log)
+
+    workers = Workers(start)
+    early = Reader(servers, out)
+    late: Reader | None = None
+    filling = threading.Thread(target=fill, args=(servers, topic), daemon=True)
+    began = time.monotonic()
+    try:
+        for slot in ("slot-1", "slot-2", "slot-3"):
+            workers.begin(slot)
+        filling.start()
+        shake(target, workers, early, chance)
+        filling.join(600)
+        assert not filling.is_alive()
+        until(lambda: early.different == MESSAGES, 300.0, lambda: f"{MESSAGES - early.different} are missing")
+        with brokerkit.connect(url) as broker:
+            until(lambda: broker.depth(topic, "copy") == 0, 120.0, lambda: "the offsets are not at the end")
+        for slot in list(workers.by_slot):
+            workers.leave(slot)
+        late = Reader(servers, out)
+        until(lambda: late.different == MESSAGES, 300.0, lambda: "a late reader misses some")  # type: ignore[union-attr]
+        until(lambda: late.received == early.received, 60.0, lambda: "the readers disagree")  # type: ignore[union-attr]
+    finally:
+        workers.end()
+        early.stop()
+        if late is not None:
+            late.stop()
+    print(f"{time.monotonic() - began:.0f} s, {len(workers.faults)} faults: {', '.join(workers.faults)}", flush=True)
+    print(f"lost 0, doubled {early.twice}, received {early.received}", flush=True)
+    assert early.foreign == late.foreign == 0
+    assert early.counts == late.counts
+    if how == "exactly_once":
+        assert early.twice == 0
+        assert early.received == late.received == MESSAGES
+    else:
+        assert early.twice > 0, "the same program at least once has to be seen doubling"
+
+
+def shake(target: Target, workers: Workers, reader: Reader, chance: random.Random) -> None:
+    """Faults, as long as there is work; two of them hit a node, a third and two thirds through."""
+    assert target.local is not None
+    nodes_at = [MESSAGES // 3, 2 * MESSAGES // 3]
+    give_up = time.monotonic() + 2400
+    while reader.different < 0.97 * MESSAGES:
+        assert time.monotonic() < give_up, f"only {reader.different} of {MESSAGES} came out: {workers.faults}"
+        time.sleep(chance.uniform(*EVERY))
+        if nodes_at and reader.different > nodes_at[0]:
+            nodes_at.pop(0)
+            node = chance.randrange(3)
+            target.local.kill(node)
+            time.sleep(chance.uniform(1.0, 4.0))
+            target.local.restart(node)
+            workers.faults.append(f"killed node {node + 1}")
+            continue
+        slot = chance.choice(["slot-1", "slot-2", "slot-3"])
+        what = chance.choice(["kill", "kill", "freeze", "add"])
+        if what == "kill":
+            workers.kill(slot)
+        elif what == "freeze":
+            workers.freeze(slot, SESSION + chance.uniform(1.0, 3.0))
+        else:
+            workers.add("slot-4", chance.uniform(3.0, 6.0))
+
+
+def fill(servers: str, topic: str) -> None:
+    """Numbers, once each: an idempotent client that never sends again by itself."""
+    producer = Producer(
+        {"bootstrap.servers": servers, "enable.idempotence": True, "linger.ms": 5, "message.timeout.ms": 300_000}
+    )
+    began = time.monotonic()
+    for number in range(MESSAGES):
+        body = b"%d.".ljust(64, b"x") % number
+        while True:
+            try:
+                producer.produce(topic, body, key=b"%d" % number, headers=[("brokerkit-id", b"n-%d" % number)])
+                break
+            except BufferError:
+                producer.poll(0.05)
+        if number % 500 == 0:
+            producer.poll(0)
+            early = number / RATE - (time.monotonic() - began)
+            if early > 0:
+                time.sleep(early)
+    assert producer.flush(300) == 0
+
+
+def until(done: Callable[[], bool], timeout: float, said: Callable[[], str]) -> None:
+    deadline = time.monotonic() + timeout
+    while not done():
+        assert time.monotonic() < deadline, said()
+        time.sleep(0.5)

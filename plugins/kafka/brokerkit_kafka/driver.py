@@ -11,7 +11,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import confluent_kafka
 from confluent_kafka.admin import TopicDescription  # type: ignore[attr-defined]
@@ -42,6 +42,18 @@ from brokerkit_kafka.sender import KafkaSender
 from brokerkit_kafka.settings import Config, KafkaSettings, Native
 from brokerkit_kafka.transactional import TransactionalProducer
 from brokerkit_kafka.transactor import KafkaTransactor
+
+
+class _Reading(NamedTuple):
+    """What a member of a group has to know."""
+
+    group: str
+    topics: Mapping[str, str]
+    """Name to topic id."""
+    known: Mapping[str, Any]
+    """The subscription's settings."""
+    apart: bool
+    """Whether redeliveries go through a retry topic."""
 
 
 class KafkaDriver(Driver):
@@ -201,19 +213,9 @@ class KafkaDriver(Driver):
         timeout: float = 10.0,
     ) -> Receiver:
         """One group reads all `topics`, named after the first; and their retry topics, with retry="topic"."""
-        attached = _native(subscription.native).topic
-        topics = [attached] if attached else topics
-        group = _group(topics[0], subscription)
-        known: Mapping[str, Any] = {}
-        names: dict[str, str] = {}
-        ids: dict[str, str] = {}
-        for topic in topics:
-            found = self._admin.topic(topic, timeout)
-            known = {**settings_of(self._groups.places(group, found)), **known}
-            self._look(found, timeout)
-            names[topic], ids[topic] = topic, str(found.topic_id)
-        apart = (subscription.retry or known.get("retry")) == "topic"
-        for topic in topics if apart else ():
+        group, own, known, apart = self._reading(topics, subscription, timeout)
+        names, ids = {topic: topic for topic in own}, {**own}
+        for topic in own if apart else ():
             again = retry_topic(topic, subscription.name)
             names[again], ids[again] = topic, str(self._admin.topic(again, timeout).topic_id)
         traits = Traits(
@@ -238,15 +240,8 @@ class KafkaDriver(Driver):
         self, topics: Sequence[str], subscription: Subscription, *, instance: str | None, timeout: float = 10.0
     ) -> Transactor:
         """The predecessor of the same `instance` is fenced before the group is joined; without one the id is new."""
-        group = _group(topics[0], subscription)
-        known: Mapping[str, Any] = {}
-        ids: dict[str, str] = {}
-        for topic in topics:
-            found = self._admin.topic(topic, timeout)
-            known = {**settings_of(self._groups.places(group, found)), **known}
-            self._look(found, timeout)
-            ids[topic] = str(found.topic_id)
-        if (subscription.retry or known.get("retry")) == "topic":
+        group, ids, known, apart = self._reading(topics, subscription, timeout)
+        if apart:
             raise ConfigurationError(
                 f"subscription {subscription.name!r} keeps messages back in a retry topic, which transactions do not "
                 "read: declare another one without retry='topic'"
@@ -263,6 +258,20 @@ class KafkaDriver(Driver):
             subscription.dead_letter or known.get("dead_letter"),
             instance,
         )
+
+    def _reading(self, topics: Sequence[str], subscription: Subscription, timeout: float) -> _Reading:
+        """One group reads all topics, named after the first."""
+        attached = _native(subscription.native).topic
+        topics = [attached] if attached else topics
+        group = _group(topics[0], subscription)
+        known: Mapping[str, Any] = {}
+        ids: dict[str, str] = {}
+        for topic in topics:
+            found = self._admin.topic(topic, timeout)
+            known = {**settings_of(self._groups.places(group, found)), **known}
+            self._look(found, timeout)
+            ids[topic] = str(found.topic_id)
+        return _Reading(group, ids, known, (subscription.retry or known.get("retry")) == "topic")
 
     def close(self, timeout: float) -> None:
         self._admin.close()

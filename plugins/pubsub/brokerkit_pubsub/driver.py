@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 from grpc import StatusCode
 
+from brokerkit.declared import check_same
 from brokerkit.driver import (
     Capabilities,
     Driver,
@@ -27,7 +28,7 @@ from brokerkit.driver import (
 )
 from brokerkit.errors import Closed, ConfigurationError, GuaranteeNotOffered, NotFound, NotSupported
 from brokerkit.guarantees import Claims, Guarantee
-from brokerkit.plugins import Url
+from brokerkit.plugins import Url, checked
 from brokerkit_pubsub import link as pb
 from brokerkit_pubsub.claims import Facts, claims
 from brokerkit_pubsub.encoding import MAX_BODY
@@ -35,24 +36,12 @@ from brokerkit_pubsub.errors import translated
 from brokerkit_pubsub.link import Link
 from brokerkit_pubsub.receiver import LONGEST, PubsubReceiver
 from brokerkit_pubsub.sender import PubsubSender
-from brokerkit_pubsub.settings import Config, PubsubSettings
+from brokerkit_pubsub.settings import Config, Native, PubsubSettings
 
 _TIMEOUT = 10.0
 _ATTEMPTS = "brokerkit-attempts"
 _LEAST, _MOST = 5, 100
 """Delivery attempts that a dead-letter policy of Pub/Sub's may allow."""
-_NATIVE: dict[str, type] = {
-    "ack_deadline": int,
-    "exactly_once": bool,
-    "filter": str,
-    "maximum_backoff": int,
-    "minimum_backoff": int,
-    "ordering": bool,
-    "retention": int,
-    "subscription": str,
-    "topic": str,
-    "topic_retention": int,
-}
 
 
 class PubsubDriver(Driver):
@@ -105,7 +94,7 @@ class PubsubDriver(Driver):
     # ------------------------------------------------------------ declaring
 
     def declare(self, topic: str, subscriptions: Sequence[Subscription], native: Mapping[str, Any]) -> None:
-        _check_native(native)
+        native = _native(native)
         path = self._config.topic(topic)
         self._create_topic(path, native)
         for subscription in subscriptions:
@@ -122,7 +111,8 @@ class PubsubDriver(Driver):
             asked.message_retention_duration.seconds = retention
         if not self._created("CreateTopic", asked, f"creating topic {path}") and retention is not None:
             there = self._call("GetTopic", pb.GetTopicRequest(topic=path), f"topic {path}")
-            _compare(f"topic {path}", {"topic_retention": (retention, there.message_retention_duration.seconds)})
+            kept = there.message_retention_duration.seconds
+            check_same(f"topic {path}", {"topic_retention": retention}, {"topic_retention": kept})
 
     def _create(self, topic: str, subscription: Subscription, native: Mapping[str, Any]) -> None:
         asked = self._wanted(topic, subscription, native)
@@ -170,7 +160,7 @@ class PubsubDriver(Driver):
     def _compare(self, subscription: Subscription, asked: Any, there: Any, native: Mapping[str, Any]) -> None:
         """What was asked for by name has to be there; what was not is taken as it is."""
         explicit = self._settings.model_fields_set | native.keys()
-        found: dict[str, tuple[object, object]] = {"topic": (asked.topic, there.topic)}
+        pairs: dict[str, tuple[object, object]] = {"topic": (asked.topic, there.topic)}
         fields = {
             "ack_deadline": "ack_deadline_seconds",
             "ordering": "enable_message_ordering",
@@ -179,14 +169,15 @@ class PubsubDriver(Driver):
         }
         for name, field in fields.items():
             if name in explicit:
-                found[name] = getattr(asked, field), getattr(there, field)
+                pairs[name] = getattr(asked, field), getattr(there, field)
         if "retention" in explicit:
-            found["retention"] = asked.message_retention_duration.seconds, there.message_retention_duration.seconds
+            pairs["retention"] = asked.message_retention_duration.seconds, there.message_retention_duration.seconds
         if subscription.attempts is not None:
-            found["attempts"] = subscription.attempts, _attempts(there)
+            pairs["attempts"] = subscription.attempts, _attempts(there)
         if subscription.dead_letter is not None:
-            found["dead_letter"] = subscription.dead_letter, _dead_letter(there)
-        _compare(f"subscription {there.name}", found)
+            pairs["dead_letter"] = subscription.dead_letter, _dead_letter(there)
+        wanted, found = ({name: pair[side] for name, pair in pairs.items()} for side in (0, 1))
+        check_same(f"subscription {there.name}", wanted, found)
 
     def delete(self, topic: str, subscription: str | None) -> None:
         if subscription is not None:
@@ -236,9 +227,9 @@ class PubsubDriver(Driver):
         delivery_timeout: float = 30.0,
         timeout: float = 10.0,
     ) -> Sender:
-        _check_native(native or {})
-        path = self._config.topic(str((native or {}).get("topic", topic)))
-        ordering = bool((native or {}).get("ordering", self._settings.ordering))
+        given = _native(native or {})
+        path = self._config.topic(given.get("topic", topic))
+        ordering = given.get("ordering", self._settings.ordering)
         link = self._open()
         try:
             self._look(link, "GetTopic", pb.GetTopicRequest(topic=path), f"topic {path}", timeout)
@@ -260,7 +251,7 @@ class PubsubDriver(Driver):
         timeout: float = 10.0,
     ) -> Receiver:
         """One subscription of that name on each topic; the first topic's tells attempts and dead letters."""
-        _check_native(subscription.native)
+        _native(subscription.native)
         if prefetch < len(topics):
             raise ConfigurationError(f"prefetch must be at least {len(topics)}, one for each topic, got {prefetch}")
         link = self._open()
@@ -374,14 +365,6 @@ def _dead_letter(there: Any) -> str | None:
     return name
 
 
-def _compare(what: str, found: Mapping[str, tuple[object, object]]) -> None:
-    for name, (asked, there) in found.items():
-        if asked != there:
-            raise ConfigurationError(
-                f"{what} is there with {name}={there}, not {asked}: declare it as it is, or delete it"
-            )
-
-
 def _check(subscription: Subscription) -> None:
     if subscription.retry is not None:
         raise ConfigurationError(
@@ -396,10 +379,5 @@ def _check(subscription: Subscription) -> None:
         )
 
 
-def _check_native(native: Mapping[str, Any]) -> None:
-    for name, value in native.items():
-        if name not in _NATIVE:
-            raise ConfigurationError(f"unknown native setting {name!r} for pubsub; known: {', '.join(_NATIVE)}")
-        kind = _NATIVE[name]
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise ConfigurationError(f"native setting {name!r} is of type {kind.__name__}, got {type(value).__name__}")
+def _native(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    return checked(Native, given, "native= of pubsub").model_dump(exclude_none=True)

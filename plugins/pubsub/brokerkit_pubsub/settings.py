@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 
-from pydantic import Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from brokerkit.errors import ConfigurationError
 from brokerkit.plugins import Settings, Url
@@ -56,6 +56,24 @@ class PubsubSettings(Settings):
             if not name.startswith("grpc."):
                 raise ValueError(f"client.{name} is no option of a gRPC channel: their names begin with grpc.")
         return client
+
+
+class Native(BaseModel):
+    """`native=`: as in PubsubSettings, and what has no setting, for what `declare` creates; `subscription` and `topic`
+    are those that exist already and are taken as they are."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    ack_deadline: int | None = None
+    exactly_once: bool | None = None
+    filter: str | None = None
+    maximum_backoff: int | None = None
+    minimum_backoff: int | None = None
+    ordering: bool | None = None
+    retention: int | None = None
+    subscription: str | None = None
+    topic: str | None = None
+    topic_retention: int | None = None
 
 
 class Config:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from brokerkit.errors import ConfigurationError
-from brokerkit.plugins import Settings, Url
+from brokerkit.plugins import Url
+from brokerkit.tls import TlsSettings
 
 if TYPE_CHECKING:
     import pika
@@ -19,18 +20,13 @@ DEFAULT_HEARTBEAT = 10
 """Seconds. A dead peer is noticed after 15 s here and after 20 s by the broker."""
 
 
-class RabbitSettings(Settings):
+class RabbitSettings(TlsSettings):
     """`rabbitmq://user:password@host:port,host:port/vhost?…`; `amqps://` is the same with TLS."""
 
     queue: Literal["quorum", "classic"] = "quorum"
     """The type of queues that are declared. Classic ones live on one node."""
     persistent: bool = True
     """False: messages are transient, and a classic queue forgets them when its node dies."""
-    tls: bool = False
-    tls_ca: str | None = None
-    """File with the authorities to trust; default: the system's."""
-    tls_cert: str | None = None
-    tls_key: str | None = None
     tls_verify: bool = True
     """False: takes any certificate, also of another host."""
     sasl: Literal["plain", "external"] = "plain"

@@ -59,6 +59,9 @@ class Clients:
 
     def _make(self, service: str, endpoint: str | None, patience: float) -> Any:
         options: dict[str, Any] = {"tcp_keepalive": True, **self._more}
+        certificate, key = self._settings.tls_cert, self._settings.tls_key
+        if certificate is not None:
+            options["client_cert"] = certificate if key is None else (certificate, key)
         config = Config(
             retries={"total_max_attempts": 1, "mode": "standard"},
             connect_timeout=min(5.0, self._settings.request_timeout),

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from brokerkit.errors import ConfigurationError
-from brokerkit.plugins import Settings, Url
+from brokerkit.plugins import Url
+from brokerkit.tls import TlsSettings
 
 LEASE_CAP = 43_200
 """Seconds from its receipt after which a message can be held no longer, however often its lease is renewed."""
@@ -25,6 +26,7 @@ _REGION = re.compile(r"[a-z]{2,}(-[a-z]+)+-\d+")
 _OURS = {
     "retries": "a send that botocore repeats by itself is stored twice without anybody knowing: brokerkit repeats "
     "it, with the same id",
+    "client_cert": "use the options tls_cert and tls_key",
     "region_name": "the URL names the region",
     "read_timeout": "use the option request_timeout",
     "connect_timeout": "use the option request_timeout",
@@ -32,7 +34,6 @@ _OURS = {
     "parameter_validation": "what brokerkit sends is checked before",
 }
 _CLIENT: dict[str, type] = {
-    "client_cert": str,
     "endpoint_discovery_enabled": bool,
     "ignore_configured_endpoint_urls": bool,
     "proxies": dict,
@@ -47,7 +48,7 @@ _CLIENT: dict[str, type] = {
 """botocore's own options that may be given as `client.NAME=value`, and what they are."""
 
 
-class SqsSettings(Settings):
+class SqsSettings(TlsSettings):
     """- `endpoint_url`, `sns_endpoint_url`: instead of Amazon's; the second is the first unless it is given.
     - `profile`: of AWS's configuration files.
     - `lease_seconds`: the visibility timeout that each receive asks for, and that brokerkit renews.
@@ -57,7 +58,7 @@ class SqsSettings(Settings):
     - `request_timeout`: seconds without an answer after which a call's end is unknown.
     - `fan_out`: `auto`: a topic declared with several subscriptions goes through SNS, one with a single one straight
       to its queue. `sns`: every topic goes through SNS, so that subscriptions can be added later.
-    - `tls`, `tls_ca`: for `sqs://host:port/…`; `tls_ca` also checks Amazon's endpoint against that file.
+    - `tls`: for `sqs://host:port/…`; `tls_ca` also checks Amazon's endpoint against that file.
     - `emulator`: says that the endpoint is none of Amazon's, so that the claims name what it gets wrong.
     """
 
@@ -70,8 +71,6 @@ class SqsSettings(Settings):
     linger: float = Field(0.005, ge=0, le=10)
     request_timeout: float = Field(10.0, gt=0, le=600)
     fan_out: Literal["auto", "sns"] = "auto"
-    tls: bool = False
-    tls_ca: str | None = None
     emulator: Literal["elasticmq", "moto"] | None = None
 
     @field_validator("endpoint_url", "sns_endpoint_url")
@@ -92,6 +91,22 @@ class SqsSettings(Settings):
             if name.partition(".")[0] not in _CLIENT:
                 raise ValueError(f"client.{name} is none of botocore's options: {', '.join(sorted(_CLIENT))}")
         return client
+
+
+class Made(BaseModel):
+    """`native=` of `declare`: `attributes` of the queues that it creates, in SQS's own names."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    attributes: Mapping[str, Any] = {}
+
+
+class Native(Made):
+    """`native=` of a session: what exists already and is taken as it is."""
+
+    queue_url: str | None = Field(None, min_length=1)
+    queue: str | None = Field(None, min_length=1)
+    topic_arn: str | None = Field(None, min_length=1)
 
 
 @dataclass(frozen=True, slots=True)

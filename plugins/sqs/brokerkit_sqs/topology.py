@@ -13,11 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from brokerkit.declared import check_same
 from brokerkit.driver import Subscription
 from brokerkit.errors import ConfigurationError, ConnectionLost, NotFound, NotSupported
+from brokerkit.plugins import checked
 from brokerkit_sqs.clients import Clients
 from brokerkit_sqs.errors import EXISTS, FAILURES, MISSING, code_of, translated
-from brokerkit_sqs.settings import SqsSettings
+from brokerkit_sqs.settings import Made, Native, SqsSettings
 
 SQS_LIMIT = 1_048_576
 SNS_LIMIT = 262_144
@@ -74,11 +76,11 @@ class Topology:
 
     def route(self, topic: str, subscription: str | None, native: Mapping[str, Any] | None) -> Route:
         """Where producers of `topic` send. Raises NotFound."""
-        native = checked(native or {})
-        if arn := native.get("topic_arn"):
+        given = _native(native or {})
+        if arn := given.topic_arn:
             not_fifo(arn)
             return Route(arn.rpartition(":")[2], arn, True, SNS_LIMIT)
-        if (url := self._attached(native)) is not None:
+        if (url := self._attached(given)) is not None:
             return self._straight(name_of(url), url)
         if subscription is not None:
             name = f"{topic}--{subscription}"
@@ -102,7 +104,7 @@ class Topology:
 
     def queue(self, topic: str, subscription: Subscription) -> Queue:
         """A subscription's queue with what its redrive policy says. Raises NotFound."""
-        url = self._attached(checked(subscription.native))
+        url = self._attached(_native(subscription.native))
         if url is None:
             url = self._url(f"{topic}--{subscription.name}")
         attempts, arn = _redrive(self.attributes(url))
@@ -142,14 +144,14 @@ class Topology:
     # ------------------------------------------------------------ declaring
 
     def declare(self, topic: str, subscriptions: Sequence[Subscription], native: Mapping[str, Any]) -> None:
-        checked(native, attaching=False)
+        attributes = checked(Made, native, "native= of sqs").attributes
         there = {name_of(url).partition("--")[2]: url for url in self.queues_of(topic)}
         wanted = {subscription.name for subscription in subscriptions} | there.keys()
         fan_out = self._fans_out(topic, there, wanted, subscriptions)
         arn = self._make_sns(topic) if fan_out else None
         made: list[str] = []
         for subscription in subscriptions:
-            made += self._declare(topic, subscription, native, there.get(subscription.name), arn)
+            made += self._declare(topic, subscription, attributes, there.get(subscription.name), arn)
         self._await_listed(made)
 
     def delete(self, topic: str, subscription: str | None) -> None:
@@ -189,7 +191,7 @@ class Topology:
         self,
         topic: str,
         subscription: Subscription,
-        native: Mapping[str, Any],
+        attributes: Mapping[str, Any],
         there: str | None,
         arn: str | None,
     ) -> list[str]:
@@ -202,7 +204,7 @@ class Topology:
             )
         if subscription.retry == "block":
             raise ConfigurationError("retry='block' is not offered by sqs, which lets others pass: leave it out")
-        wanted = {str(key): str(value) for key, value in native.get("attributes", {}).items()}
+        wanted = {str(key): str(value) for key, value in attributes.items()}
         made: list[str] = []
         if subscription.dead_letter is not None:
             dead = f"{subscription.dead_letter}--{DEAD}"
@@ -234,14 +236,10 @@ class Topology:
                     raise translated(error, f"creating queue {name!r}") from None
                 url = self._url(name)  # somebody else was faster
         there = self.attributes(url)
-        for key, value in wanted.items() if compare else ():
-            if key == "VisibilityTimeout" and not there.get(key):
-                continue
-            if not _same(key, value, there.get(key)):
-                raise ConfigurationError(
-                    f"queue {name!r} is there with {key} {_shown(key, there.get(key))}, not {_shown(key, value)}: "
-                    "delete it first, or declare it as it is"
-                )
+        if compare:
+            # A visibility timeout that is not told is none of ours to doubt.
+            asked = {key: value for key, value in wanted.items() if key != "VisibilityTimeout" or there.get(key)}
+            check_same(f"queue {name!r}", _comparable(asked), _comparable(there))
         return url, False
 
     def _await_listed(self, urls: Sequence[str]) -> None:
@@ -263,13 +261,11 @@ class Topology:
         except FAILURES as error:
             raise translated(error, f"looking up queue {name!r}") from None
 
-    def _attached(self, native: Mapping[str, Any]) -> str | None:
-        if (url := native.get("queue_url")) is not None:
-            not_fifo(url)
-            return str(url)
-        if (name := native.get("queue")) is not None:
-            return self._url(name)
-        return None
+    def _attached(self, native: Native) -> str | None:
+        if native.queue_url is not None:
+            not_fifo(native.queue_url)
+            return native.queue_url
+        return self._url(native.queue) if native.queue is not None else None
 
     def _straight(self, name: str, url: str) -> Route:
         return Route(name, url, False, _limit(self.attributes(url)))
@@ -347,27 +343,13 @@ class Topology:
             raise translated(error, f"{doing} SNS topic {topic!r}") from None
 
 
-_NATIVE = {"queue_url": str, "queue": str, "topic_arn": str, "attributes": Mapping}
-
-
-def checked(native: Mapping[str, Any], *, attaching: bool = True) -> Mapping[str, Any]:
-    """Raises ConfigurationError for a native setting that is unknown or of the wrong type."""
-    known = _NATIVE if attaching else {"attributes": Mapping}
-    for name, value in native.items():
-        if name not in known:
-            raise ConfigurationError(f"unknown native setting {name!r} for sqs; known: {', '.join(sorted(known))}")
-        if not isinstance(value, known[name]) or not value:
-            raise ConfigurationError(f"native setting {name!r} is {_wanted(name)}, not {value!r}")
-    return native
-
-
 def attaches(native: Mapping[str, Any] | None) -> bool:
     """Whether native settings name what exists already."""
     return bool(native) and any(name in (native or {}) for name in ("queue_url", "queue", "topic_arn"))
 
 
-def _wanted(name: str) -> str:
-    return "a mapping of SQS's queue attributes" if name == "attributes" else "a name, URL or ARN"
+def _native(given: Mapping[str, Any]) -> Native:
+    return checked(Native, given, "native= of sqs")
 
 
 def not_fifo(name: str) -> None:
@@ -410,14 +392,10 @@ def _redrive(attributes: Mapping[str, str]) -> tuple[int | None, str | None]:
         return None, None
 
 
-def _same(key: str, wanted: str, there: str | None) -> bool:
-    if key == "RedrivePolicy":
-        return _redrive({key: wanted}) == _redrive({key: there or ""})
-    return wanted == there
-
-
-def _shown(key: str, value: str | None) -> str:
-    if key == "RedrivePolicy":
-        attempts, arn = _redrive({key: value or ""})
-        return f"attempts={attempts}, dead letters to {arn.rpartition(':')[2] if arn else None}"
-    return repr(value)
+def _comparable(attributes: Mapping[str, str]) -> Mapping[str, object]:
+    """With the redrive policy's parts instead of its text, which anybody may have written."""
+    found: dict[str, object] = {name: value for name, value in attributes.items() if name != "RedrivePolicy"}
+    if attributes.get("RedrivePolicy"):
+        found["attempts"], arn = _redrive(attributes)
+        found["dead_letter"] = arn and arn.rpartition(":")[2]
+    return found

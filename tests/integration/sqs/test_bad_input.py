@@ -131,7 +131,7 @@ BAD: dict[str, tuple[Act, type[Exception], str]] = {
     "native setting of the wrong type": (
         lambda b, t: b.declare(t, ["work"], native={"attributes": "many"}),
         errors.ConfigurationError,
-        "mapping of SQS's queue attributes",
+        "attributes.*dictionary",
     ),
     "attribute that SQS refuses": (
         lambda b, t: b.declare(t, ["work"], native={"attributes": {"DelaySeconds": "soon"}}),
@@ -159,8 +159,12 @@ BAD: dict[str, tuple[Act, type[Exception], str]] = {
         "declare the subscription before",
     ),
     "retry that blocks": (lambda b, t: b.declare(t, ["work"], retry="block"), errors.ConfigurationError, "block"),
-    "other attempts than there are": (lambda b, t: redeclared(b, t, attempts=4), errors.ConfigurationError, "=3.*=4"),
-    "other attributes than there are": (redeclared_attributes, errors.ConfigurationError, "DelaySeconds '1', not '2'"),
+    "other attempts than there are": (
+        lambda b, t: redeclared(b, t, attempts=4),
+        errors.ConfigurationError,
+        "attempts=3, not 4",
+    ),
+    "other attributes than there are": (redeclared_attributes, errors.ConfigurationError, "DelaySeconds='1', not '2'"),
     "send after close": (used_after_close, errors.Closed, "closed"),
     "settled twice": (settled_twice, errors.AlreadySettled, "settled before"),
     "settled after close": (settled_after_close, errors.Closed, "given back"),

@@ -114,10 +114,10 @@ def _raw_loop(consumer: Consumer, producer: Producer, out: str, count: int, seco
                     raise KafkaException(error)
                 began = began or time.perf_counter()
                 until = until or time.monotonic() + seconds
-                id = message.headers()[0][1]  # type: ignore[index]
+                headers = message.headers() or [("brokerkit-id", b"none")]  # the first one may be a warm-up's
                 while True:
                     try:
-                        producer.produce(out, message.value(), headers=[("brokerkit-id", id)])
+                        producer.produce(out, message.value(), headers=[headers[0]])
                         break
                     except BufferError:
                         producer.poll(0.01)

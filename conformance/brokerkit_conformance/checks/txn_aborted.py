@@ -23,13 +23,13 @@ def txn_aborted(story: Story) -> None:
     producer = story.producer()
     for _ in story.trials():
         before = copying.ends("fail")
-        copier = copying.copier(fails=3, work=0.02)
+        copier = copying.copier(fails=2, work=0.02)
         producer.send(12, keys=8)
-        story.wait(lambda n=before: copying.ends("fail") >= n + 3, 40.0)  # type: ignore[misc]
+        story.wait(lambda n=before: copying.ends("fail") >= n + 2, 20.0)  # type: ignore[misc]
         aborted = copying.ends("fail") - before
         story.fault("handler_fails", copier.name, lambda n=aborted: {"aborted": n} if n else {})  # type: ignore[misc]
         story.did(f"the handler of {copier.name} failed at the end of {aborted} transactions")
-        producer.send(12, keys=8)  # what is committed of these is behind what was aborted
+        producer.send(40, keys=8, rate=40)  # what is committed of these is behind what was aborted
         copying.wait_committed()
         copier.close()
     if peeks:

@@ -369,7 +369,9 @@ def no_rewind_after_abort(broker: Broker) -> Broker:
     """An abort takes back what was sent, and not what was received."""
 
     class GoesOn(TransactorShell):
-        def opened(self) -> None:
-            self.inside._seek = lambda lane: None
+        def abort(self) -> None:
+            seek, self.inside._seek = self.inside._seek, lambda lane: None
+            self.inside.abort()
+            self.inside._seek = seek
 
     return broken(broker, transactor=GoesOn)

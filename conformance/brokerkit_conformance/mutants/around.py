@@ -59,9 +59,6 @@ class TransactorShell(Shell):
     def __init__(self) -> None:
         super().__init__(None)
 
-    def opened(self) -> None:
-        """It is inside now."""
-
 
 class DriverShell(Shell):
     """Around a Driver: puts its sessions into shells of these kinds."""
@@ -106,7 +103,6 @@ class DriverShell(Shell):
             return inside
         shell = self._transactor()
         shell.inside = inside
-        shell.opened()
         return shell
 
 

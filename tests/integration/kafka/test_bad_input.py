@@ -59,6 +59,11 @@ def redeclared_attempts(broker: brokerkit.Broker, topic: str) -> None:
     broker.declare(topic, ["work"], attempts=4)
 
 
+def transactions_apart(broker: brokerkit.Broker, topic: str) -> None:
+    broker.declare(topic, ["work"], retry="topic")
+    broker.transactions(topic, subscription="work")
+
+
 Act = Callable[[brokerkit.Broker, str], object]
 BAD: dict[str, tuple[Act, type[Exception], str]] = {
     "missing topic, sending": (lambda b, t: b.producer(t), errors.NotFound, "declare it"),
@@ -123,11 +128,12 @@ BAD: dict[str, tuple[Act, type[Exception], str]] = {
     "send after close": (used_after_close, errors.Closed, "closed"),
     "settled twice": (settled_twice, errors.AlreadySettled, "settled before"),
     "settled after close": (settled_after_close, errors.Closed, "given back"),
-    "transactions": (
+    "transactions on a topic that is not there": (
         lambda b, t: b.transactions(t, subscription="work"),
-        errors.NotSupported,
-        "no transactions",
+        errors.NotFound,
+        "does not exist; declare it first",
     ),
+    "transactions with a retry topic": (transactions_apart, errors.ConfigurationError, "retry topic"),
 }
 
 

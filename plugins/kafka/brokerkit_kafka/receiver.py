@@ -6,7 +6,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka import Message as Native
@@ -29,6 +29,8 @@ from brokerkit_kafka.errors import fetching, made, translated
 from brokerkit_kafka.incoming import KafkaIncoming
 from brokerkit_kafka.lane import SHIFT, Lane
 from brokerkit_kafka.outage import Forgotten, Outage
+
+T = TypeVar("T")
 
 COMMIT_EVERY = 0.1
 """Seconds between two commits at most, while there is something to commit."""
@@ -102,7 +104,7 @@ class KafkaReceiver(Receiver):
         cooperative = (
             config["group.protocol"] == "consumer" or config["partition.assignment.strategy"] == "cooperative-sticky"
         )
-        callbacks = {"error_cb": self._on_error, "stats_cb": self._on_statistics, "on_commit": self._on_commit}
+        callbacks = {"error_cb": self._outage.seen, "stats_cb": self._on_statistics, "on_commit": self._on_commit}
         self._consumer = made(Consumer, {**config, **callbacks})
         self._take = self._consumer.incremental_assign if cooperative else self._consumer.assign
         self._consumer.subscribe(
@@ -149,8 +151,8 @@ class KafkaReceiver(Receiver):
                 self._probe()
             return []
         if len(self._stash) < room:
-            more = self._consumer.consume(room - len(self._stash), 0)  # before `_stash` is looked at
-            self._stash += more
+            more = self._served(lambda: self._consumer.consume(room - len(self._stash), 0))
+            self._stash += more or []  # looked at only now: a rebalance may have changed it
         with self._lock:
             batch, self._stash = self._stash[:room], self._stash[room:]
             return self._admit(batch)
@@ -193,9 +195,17 @@ class KafkaReceiver(Receiver):
 
     def _poll_aside(self, wait: float) -> None:
         """Runs callbacks; a message that comes along is kept for the next batch."""
-        native = self._consumer.poll(wait)
+        native = self._served(lambda: self._consumer.poll(wait))
         if native is not None:
             self._stash.append(native)
+
+    def _served(self, call: Callable[[], T]) -> T | None:
+        """A fatal error does not come to a callback: the client raises it, out of the call that served it."""
+        try:
+            return call()
+        except KafkaException as error:
+            self._fail(translated(error.args[0], "the consumer ended"))
+            return None
 
     def _pause(self, lane: Lane, paused: bool) -> None:
         if lane.paused != paused:
@@ -473,12 +483,6 @@ class KafkaReceiver(Receiver):
     def _check(self) -> None:
         if self._failure is not None:
             raise self._failure
-
-    def _on_error(self, error: KafkaError) -> None:
-        if error.fatal():
-            self._fail(translated(error, "the consumer ended"))
-        else:
-            self._outage.seen(error)
 
     def _on_statistics(self, statistics: str) -> None:
         if self._forgotten.seen(statistics):

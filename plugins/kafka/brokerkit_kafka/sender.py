@@ -64,7 +64,7 @@ class KafkaSender(Sender):
         self._closed = False
         self._outage = Outage(events)
         self._forgotten = Forgotten()
-        callbacks = {"error_cb": self._on_error, "stats_cb": self._on_statistics}
+        callbacks = {"error_cb": self._outage.seen, "stats_cb": self._on_statistics}
         try:
             self._producer = Producer({**config, **callbacks})
         except KafkaException as error:
@@ -110,7 +110,7 @@ class KafkaSender(Sender):
         now = time.monotonic()
         if now - self._polled_at > BUSY:
             self._polled_at = now
-            self._producer.poll(0)
+            self._serve(0)
             self._tell()
         return taken
 
@@ -124,21 +124,27 @@ class KafkaSender(Sender):
         self._thread.join(2.0)
         if len(self._producer):
             self._producer.purge(blocking=False)
-        self._producer.poll(0)
+        self._serve(0)
         give_up = time.monotonic() + 1.0
         while len(self._producer) and time.monotonic() < give_up:
-            self._producer.poll(0.05)
+            self._serve(0.05)
         self._tell()
 
     # ------------------------------------------------------------ the polling thread
 
+    def _serve(self, wait: float) -> None:
+        """Runs callbacks. A fatal error does not come to one: the client raises it, in whichever thread polls."""
+        try:
+            self._producer.poll(wait)
+        except KafkaException as error:
+            self._end(error.args[0].str())
+
     def _poll(self) -> None:
-        producer = self._producer
         while not self._closed:
             if time.monotonic() - self._polled_at < 3 * BUSY:
                 time.sleep(BUSY)
                 continue
-            producer.poll(0.1)
+            self._serve(0.1)
             if self._stored or self._failed:
                 self._tell()
             elif self._outage.probe_due():
@@ -176,12 +182,6 @@ class KafkaSender(Sender):
         if purged and not self._ended:
             return Unknown(number, number, Cause.CLOSED, "the sender was closed before the broker answered", False)
         return Unknown(number, number, Cause.DISCONNECTED, error.str(), retry=self._again)
-
-    def _on_error(self, error: KafkaError) -> None:
-        if error.fatal():
-            self._end(error.str())
-        else:
-            self._outage.seen(error)
 
     def _on_statistics(self, statistics: str) -> None:
         if self._forgotten.seen(statistics):

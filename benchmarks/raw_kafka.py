@@ -75,6 +75,7 @@ def receive(servers: str, topic: str, count: int, *, same_wire: bool = True) -> 
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
             "auto.offset.reset": "earliest",
+            "fetch.queue.backoff.ms": 10,
         }
     )
     consumer.subscribe([topic])

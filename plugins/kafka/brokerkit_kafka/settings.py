@@ -163,6 +163,7 @@ class Config:
             "fetch.wait.max.ms": 100,
             "fetch.error.backoff.ms": 100,
             "topic.metadata.refresh.interval.ms": 30_000,
+            "fetch.queue.backoff.ms": 10,  # of 1000: a full queue is drained in far less, and then stood empty
             "queued.max.messages.kbytes": max(1024, min(prefetch_bytes // 1024, 65_536)),
             "isolation.level": "read_committed",
             "socket.timeout.ms": 10_000,

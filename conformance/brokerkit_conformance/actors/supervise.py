@@ -44,6 +44,12 @@ def going_on() -> None:
         raise ActorFailed("the run was interrupted")
 
 
+def locks_a_file(pid: int) -> bool:
+    """Whether the process holds a lock on a file, or a part of one, that keeps everybody else out."""
+    locks = (line.split() for line in Path("/proc/locks").read_text().splitlines())
+    return any(lock[3:5] == ["WRITE", str(pid)] for lock in locks)
+
+
 class ActorFailed(Exception):
     """An actor ended, or went silent, where the check needed it. The text ends with what it last said."""
 
@@ -143,14 +149,25 @@ class Actor:
         return self._reap(timeout)
 
     def freeze(self) -> None:
-        """SIGSTOP; returns when the kernel has stopped every thread."""
-        self._signal(signal.SIGSTOP)
+        """SIGSTOP; returns when the kernel has stopped every thread.
+
+        Never in the middle of a write to a file that others share: with its lock it would stop them all, which is
+        another failure than a consumer that stands still.
+        """
         self.frozen = True
         until = time.monotonic() + 5.0
-        while self.state() != "T":
+        while True:
+            self._signal(signal.SIGSTOP)
+            while self.state() != "T":
+                if time.monotonic() > until:
+                    raise ActorFailed(f"{self.name} does not stop")
+                time.sleep(0.005)
+            if not locks_a_file(self.pid):
+                return
             if time.monotonic() > until:
-                raise ActorFailed(f"{self.name} does not stop")
-            time.sleep(0.005)
+                raise ActorFailed(f"{self.name} never stands still without a lock on a file")
+            self._signal(signal.SIGCONT)
+            time.sleep(0.002)
 
     def thaw(self) -> None:
         """SIGCONT."""

@@ -112,7 +112,10 @@ def _properties(path: Path, settings: SqliteSettings, producer: Guarantee) -> Pr
 
 
 def _notes(path: Path, settings: SqliteSettings) -> list[str]:
-    notes = ["a step of the machine's wall clock shortens or lengthens leases and delays"]
+    notes = [
+        "a step of the machine's wall clock shortens or lengthens leases and delays",
+        "a process that is stopped (SIGSTOP) in the middle of a write keeps the others waiting until it goes on",
+    ]
     if settings.synchronous == "NORMAL":
         notes.append("synchronous=NORMAL: the last commits may be lost when the machine dies")
     if settings.retention_seconds:

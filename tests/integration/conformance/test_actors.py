@@ -138,6 +138,18 @@ def test_a_frozen_actor_stands_still_and_goes_on(cast: Cast) -> None:
     assert until(lambda: len(cast.history()) > before)
 
 
+def test_a_frozen_actor_never_takes_the_whole_file_with_it(cast: Cast) -> None:
+    consumer = cast.consumer()
+    producer = cast.producer()
+    send(producer, 2000)  # it leases and acks all the time, and each is a write to the file
+    with brokerkit.connect(f"{cast.url}&busy_timeout=1") as broker:
+        for number in range(20):
+            consumer.freeze()
+            broker.declare(f"others-{number}", ["they"])
+            consumer.thaw()
+            time.sleep(0.01)
+
+
 def test_an_actor_that_fails_is_told_with_its_last_words(cast: Cast) -> None:
     actor = cast.start("producer", "producer-9", url="nosuch://broker", guarantee="at_least_once")
     with pytest.raises(ActorFailed, match="no plugin serves nosuch"):

@@ -6,6 +6,7 @@ the part before the first one that is still open may be committed; what is settl
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -61,9 +62,10 @@ class Progress(Generic[T]):
         if not self._ahead:
             return []
         reach = next(iter(self.open), self.last + 1)
-        passed = sorted(position for position in self._ahead if position < reach)
+        self._ahead.sort()
+        cut = bisect_left(self._ahead, reach)
+        passed, self._ahead = self._ahead[:cut], self._ahead[cut:]
         if passed:
-            self._ahead = [position for position in self._ahead if position > reach]
             self.place = passed[-1] + 1
         return passed
 

@@ -1,4 +1,4 @@
-"""`brokerkit up`, `down`, `ps` and `env`: real brokers on this machine with one command."""
+"""`brokerkit up`, `down`, `ps`, `fetch` and `env`: real brokers on this machine with one command."""
 
 from __future__ import annotations
 
@@ -145,6 +145,28 @@ def ps() -> None:
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     if not rows:
         typer.echo("nothing is up", err=True)
+
+
+def fetch(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[TARGET]", help="Which; every one that there is if none is named.")
+    ] = None,
+) -> None:
+    """Fetch what brokers need, and start none: for an image, or before tests whose time is limited.
+
+    Fails when a TARGET that was named cannot be had.
+    """
+    missing = []
+    for name in dict.fromkeys(names or targets()):
+        try:
+            choice = target(name).provision()
+        except (BrokerkitError, Unavailable) as error:
+            typer.secho(f"{name}: {error}", err=True)
+            missing.append(name)
+        else:
+            typer.echo(f"{name}: {choice.product} {choice.version}, {choice.provider}, {choice.why}")
+    if names and missing:
+        _fail(f"not to be had: {', '.join(missing)}", 1)
 
 
 def env(

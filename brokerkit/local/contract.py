@@ -54,6 +54,10 @@ class LocalBroker(ABC):
     fast_settings: Mapping[str, str] = {}
     """URL parameters with which heartbeats, sessions and leases run out in seconds, for the conformance suite; the
     user's own settings win over them."""
+    cells_at_once: int | None = None
+    """How many cells of a conformance run it bears at a time; None: as many as are asked for."""
+    sends_a_second: float | None = None
+    """What it bears of a steady stream, which the suite's producers then keep to; None: whatever they send."""
     default_nodes: int = 1
     """How many nodes this target means where the caller names no number."""
 

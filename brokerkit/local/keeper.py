@@ -46,7 +46,7 @@ class Keeper:
         return self._process.poll() is None
 
     def group(self, pid: int) -> None:
-        """Names a process group of the owner's, for systems whose processes do not show their environment."""
+        """Names a process group of the owner's, for processes that do not show their environment."""
         self._tell(f"group {pid}")
 
     def remove(self, path: Path) -> None:
@@ -56,6 +56,10 @@ class Keeper:
     def keep(self, path: Path) -> None:
         """Takes `remove` back."""
         self._tell(f"keep {path}")
+
+    def segment(self, number: int, uid: int) -> None:
+        """Has a System V shared memory segment of that user removed when the owner is gone."""
+        self._tell(f"segment {number} {uid}")
 
     def with_parent(self) -> None:
         """Takes the owner for gone also when its parent is: for a worker whose end is up to somebody else."""

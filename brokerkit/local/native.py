@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import uuid
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Generic, Protocol, TypeVar
 
-from brokerkit.local.contract import LocalBroker, StartFailed
+from brokerkit.errors import NotSupported
+from brokerkit.local.contract import Chosen, LocalBroker, StartFailed
 from brokerkit.local.deathwatch import end_marked
-from brokerkit.local.ports import Ports
+from brokerkit.local.ports import LOOPBACK, Ports
 from brokerkit.local.processes import Process, wait_until
 
 NODE_MARK = "BROKERKIT_BROKER"
@@ -108,3 +110,65 @@ class ProcessBroker(LocalBroker):
     @property
     def _mark(self) -> dict[str, str]:
         return {NODE_MARK: self._run}
+
+
+class _Installed(Protocol):
+    @property
+    def chosen(self) -> Chosen: ...
+
+
+_Installation = TypeVar("_Installation", bound=_Installed)
+
+
+class FoundBroker(ProcessBroker, Generic[_Installation]):
+    """A broker whose programs `find` looks for, or fetches, once; it says how they were come by."""
+
+    def __init__(self, name: str, find: Callable[[], _Installation]) -> None:
+        super().__init__(name)
+        self._find = find
+        self._installation: _Installation | None = None
+
+    def provision(self) -> Chosen:
+        return self._found.chosen
+
+    @property
+    def _found(self) -> _Installation:
+        if self._installation is None:
+            self._installation = self._find()
+        return self._installation
+
+
+class SingleBroker(ProcessBroker):
+    """A broker of one node, on one port of loopback, without TLS and credentials."""
+
+    alone = "is one process"
+    insecure = "has neither TLS nor credentials"
+
+    def upstream(self) -> list[tuple[str, int]]:
+        assert self._ports is not None, "start it first"
+        return [(LOOPBACK, self._ports[0])]
+
+    def leader(self, topic: str, subscription: str) -> int | None:
+        return None
+
+    def _address(self, through: bool) -> tuple[str, int]:
+        return self._through[0] if through and self._through else self.upstream()[0]
+
+    def _take_port(self, nodes: int) -> int:
+        """The one it serves on. Raises NotSupported for what it is not."""
+        if nodes != 1:
+            raise NotSupported(f"{self.name} {self.alone}: it has no nodes")
+        if self._secure:
+            raise NotSupported(f"{self.name} {self.insecure}")
+        self._ports = Ports(1)
+        return self._ports[0]
+
+
+class ForgetfulBroker(SingleBroker):
+    """One that keeps nothing on disk, so that a restart would bring up another, empty one."""
+
+    def kill(self, node: int = 0) -> None:
+        raise NotSupported(f"{self.name} keeps nothing on disk: killed, it could not be started again on its data")
+
+    def restart(self, node: int = 0, timeout: float = 60.0) -> None:
+        raise NotSupported(f"{self.name} keeps nothing on disk: it cannot be started again on its data")

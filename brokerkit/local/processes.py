@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from brokerkit.local.contract import StartFailed
 from brokerkit.local.keeper import keeper
@@ -33,13 +34,16 @@ class Process:
         env: Mapping[str, str],
         directory: Path,
         log: Path,
+        user: int | None = None,
     ) -> None:
+        """`user`: the id of the user and group it runs as, where this process may choose."""
         self.name = name
         self.log = log
         self.paused = False
         self._argv = [str(argument) for argument in argv]
         self._env = dict(env)
         self._directory = directory
+        self._user = user
         self._popen: subprocess.Popen[bytes] | None = None
         self._log_began = 0
 
@@ -62,6 +66,7 @@ class Process:
                 env=self._env | watch.mark,
                 cwd=self._directory,
                 start_new_session=True,
+                **_as(self._user),
             )
         watch.group(self._popen.pid)
         self.paused = False
@@ -73,11 +78,12 @@ class Process:
             self._popen.wait(timeout)
         self.paused = False
 
-    def end(self, timeout: float) -> None:
-        """SIGTERM, and SIGKILL if that does not end it in time."""
+    def end(self, timeout: float, by: signal.Signals = signal.SIGTERM) -> None:
+        """SIGTERM or another signal, and SIGKILL if that does not end it in time."""
         if self._popen is None or not self.pid:
             return
-        self.terminate()
+        self.resume()
+        self._popen.send_signal(by)
         try:
             self._popen.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -135,11 +141,22 @@ def wait_until(
         time.sleep(0.03)
 
 
-def run(argv: Sequence[str | Path], *, env: Mapping[str, str], timeout: float, directory: Path | None = None) -> str:
+def _as(user: int | None) -> dict[str, Any]:
+    return {} if user is None else {"user": user, "group": user, "extra_groups": ()}
+
+
+def run(
+    argv: Sequence[str | Path],
+    *,
+    env: Mapping[str, str],
+    timeout: float,
+    directory: Path | None = None,
+    user: int | None = None,
+) -> str:
     """Runs a helper program to its end and returns its output. Raises StartFailed with what it printed."""
     command = [str(argument) for argument in argv]
     try:
-        done = subprocess.run(
+        done: subprocess.CompletedProcess[str] = subprocess.run(
             command,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -149,6 +166,7 @@ def run(argv: Sequence[str | Path], *, env: Mapping[str, str], timeout: float, d
             check=False,
             text=True,
             errors="replace",
+            **_as(user),
         )
     except subprocess.TimeoutExpired:
         raise StartFailed(f"{Path(command[0]).name} took longer than {timeout:g} s") from None

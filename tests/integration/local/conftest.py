@@ -121,10 +121,10 @@ class Kafka:
             }
 
     def declare(self) -> None:
-        admin = AdminClient(self.config)
         topic = confluent_kafka.admin.NewTopic(self.topic, 1, -1)
-        for future in admin.create_topics([topic]).values():
-            future.result(20)
+        with AdminClient(self.config) as admin:
+            for future in admin.create_topics([topic]).values():
+                future.result(20)
 
     def written_down(self, data: Path) -> bool:
         """A topic that the node has confirmed is in its log."""
@@ -152,7 +152,8 @@ class Kafka:
 
     def answers(self, seconds: float) -> bool:
         try:
-            AdminClient(self.config).list_topics(timeout=seconds)
+            with AdminClient(self.config) as admin:
+                admin.list_topics(timeout=seconds)
         except confluent_kafka.KafkaException:
             return False
         return True

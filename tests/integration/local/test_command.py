@@ -66,6 +66,13 @@ def ours() -> list[int]:
     return [pid for pid in marked(os.environ["TMPDIR"]) if pid != os.getpid()]
 
 
+def test_fetch_says_what_it_has_and_starts_nothing():
+    said = brokerkit("fetch", "kafka", "sqlite").splitlines()
+    assert [line.partition(":")[0] for line in said] == ["kafka", "sqlite"]
+    assert said[0].startswith("kafka: Apache Kafka 4.")
+    assert ours() == []
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_up_prints_urls_that_work_and_ends_without_a_trace_on_a_signal(number):
     process, ready = start("kafka", "rabbitmq")

@@ -26,7 +26,7 @@ def test_version_is_the_distributions(run):
 
 def test_help_lists_own_commands_and_those_of_other_distributions(run):
     said = run("--help").output
-    for name in ("up", "down", "ps", "env", "conformance"):
+    for name in ("up", "down", "ps", "fetch", "env", "conformance"):
         assert f"\n  {name} " in said
 
 
@@ -41,6 +41,7 @@ def test_up_without_a_target_lists_the_targets(run):
         (["up", "kafka", "--set", "novalue"], "--set takes NAME=VALUE, not 'novalue'"),
         (["up", "kafka", "rabbitmq", "--url", "kafka://h"], "--url names one broker"),
         (["up", "kafka", "--nodes", "0"], "'--nodes'"),
+        (["fetch", "nosuch"], "not to be had: nosuch"),
         (["nosuch"], "No such command 'nosuch'"),
     ],
 )
@@ -77,6 +78,13 @@ def test_a_command_that_cannot_be_imported_says_what_it_needs_and_harms_no_other
     assert result.exit_code == 3
     assert "`brokerkit broken` needs no_such_package, which is not installed" in result.output
     assert "  up " in run("--help").output
+
+
+def test_a_command_of_another_distribution_may_be_one_of_a_group(run, monkeypatch):
+    monkeypatch.setattr(program, "_offered", lambda: {"once broken": "no_such_package.cli:app"})
+    assert "  broken " in run("once", "--help").output
+    assert "needs no_such_package" in run("once", "broken").output
+    assert "broken" not in run("--help").output
 
 
 def test_without_its_packages_the_program_names_the_extra_that_brings_them():

@@ -21,7 +21,12 @@ from brokerkit.errors import (
     ConnectionLost,
     Forked,
     GuaranteeNotOffered,
+    IdempotencyKeyError,
+    KeyInUse,
+    KeyLost,
+    KeyReused,
     LeaseLost,
+    NoFinalAnswer,
     NotFound,
     NotSupported,
     PositionLost,
@@ -30,12 +35,15 @@ from brokerkit.errors import (
     SendRefused,
     SendUnknown,
     SettleError,
+    WebhookRefused,
+    WindowPassed,
 )
 from brokerkit.events import Event, EventKind
 from brokerkit.guarantees import Claim, Claims, FailurePoint, Guarantee, Likelihood, Properties
 from brokerkit.message import Message, new_id
 from brokerkit.producer import Producer, Receipt
-from brokerkit.transactions import Retry, Transaction, Transactions
+from brokerkit.transacting import Retry
+from brokerkit.transactions import Transaction, Transactions
 
 __version__ = "0.1.0"
 
@@ -59,10 +67,15 @@ __all__ = [
     "Forked",
     "Guarantee",
     "GuaranteeNotOffered",
+    "IdempotencyKeyError",
+    "KeyInUse",
+    "KeyLost",
+    "KeyReused",
     "Lease",
     "LeaseLost",
     "Likelihood",
     "Message",
+    "NoFinalAnswer",
     "NotFound",
     "NotSupported",
     "Position",
@@ -78,6 +91,8 @@ __all__ = [
     "SettleError",
     "Transaction",
     "Transactions",
+    "WebhookRefused",
+    "WindowPassed",
     "connect",
     "new_id",
 ]

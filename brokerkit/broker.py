@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from brokerkit import _fork
 from brokerkit.consumer import Consumer, Delivery
@@ -13,10 +13,14 @@ from brokerkit.errors import Closed, ConfigurationError, GuaranteeNotOffered, No
 from brokerkit.events import OnEvent, Reporter
 from brokerkit.guarantees import Claims, Guarantee
 from brokerkit.producer import Producer, checked_timeout
-from brokerkit.transactions import Retry, Transactions
+from brokerkit.transacting import Retry
+from brokerkit.transactions import Transactions
 from brokerkit.url import parse
 
-_Opened = TypeVar("_Opened", Producer, Consumer, Transactions)
+if TYPE_CHECKING:
+    from brokerkit.once.transactions import StoreTransactions
+
+_Opened = TypeVar("_Opened", "Producer", "Consumer", "Transactions", "StoreTransactions")
 _NAME = re.compile(r"[A-Za-z](?!.*--)[A-Za-z0-9_-]{2,37}")
 
 
@@ -43,7 +47,7 @@ class Broker:
         self._name = name
         self._on_event = on_event
         self._declared: dict[tuple[str, str], Subscription] = {}
-        self._open: list[Producer | Consumer | Transactions] = []
+        self._open: list[Producer | Consumer | Transactions | StoreTransactions] = []
         self._closed = False
         self._born = _fork.generation
 
@@ -57,9 +61,16 @@ class Broker:
         producer: Guarantee | str = Guarantee.AT_LEAST_ONCE,
         consumer: Guarantee | str = Guarantee.AT_LEAST_ONCE,
     ) -> Claims:
-        """What may be lost, doubled and reordered at each failure point under this pair of guarantees."""
+        """What may be lost, doubled and reordered at each failure point under this pair of guarantees; for consumers
+        exactly_once is what `transactions` promises. Raises GuaranteeNotOffered."""
         self._check()
-        return self.driver.claims(_guarantee(producer), _guarantee(consumer))
+        asked, taken = _guarantee(producer), _guarantee(consumer)
+        self._offered("producers", asked, self.capabilities.producer_guarantees)
+        if taken is Guarantee.EXACTLY_ONCE and not self.capabilities.transactions:
+            raise GuaranteeNotOffered(f"{self._name}, as configured, has no transactions: nothing is claimed of them")
+        if taken is not Guarantee.EXACTLY_ONCE:
+            self._offered("consumers", taken, self.capabilities.consumer_guarantees)
+        return self.driver.claims(asked, taken)
 
     def describe(self) -> Mapping[str, str]:
         """Product, version and the settings that matter. No secrets. Connects."""
@@ -153,12 +164,7 @@ class Broker:
         """
         self._check()
         asked = _guarantee(guarantee)
-        if asked not in self.capabilities.producer_guarantees:
-            raise GuaranteeNotOffered(
-                f"{self._name}, as configured, does not offer {asked} to producers (it offers "
-                f"{_listed(self.capabilities.producer_guarantees)}): a send that is tried again may be stored twice. "
-                "Send at_least_once with ids of your own, and let the consumer recognise repetitions by id"
-            )
+        self._offered("producers", asked, self.capabilities.producer_guarantees)
         if not native:
             check_name("topic", topic)
         if when_full not in ("block", "fail"):
@@ -215,11 +221,7 @@ class Broker:
                 "a consumer alone cannot give exactly_once: use broker.transactions(…), where acks, sends and rows "
                 "are committed together, or at_least_once with effects that recognise the message id"
             )
-        if asked not in self.capabilities.consumer_guarantees:
-            raise GuaranteeNotOffered(
-                f"{self._name}, as configured, does not offer {asked} to consumers; it offers "
-                f"{_listed(self.capabilities.consumer_guarantees)}"
-            )
+        self._offered("consumers", asked, self.capabilities.consumer_guarantees)
         _positive("prefetch", prefetch)
         _positive("prefetch_bytes", prefetch_bytes)
         if positions is not None and not self.capabilities.positions:
@@ -239,24 +241,58 @@ class Broker:
         )
         return self._remember(consumer)
 
+    @overload
+    def transactions(
+        self,
+        *topics: str,
+        subscription: str,
+        instance: str | None = ...,
+        store: None = None,
+        on_error: Literal["raise"] | Retry = ...,
+        max_messages: int = ...,
+        max_bytes: int = ...,
+        max_seconds: float = ...,
+        timeout: float = ...,
+    ) -> Transactions: ...
+    @overload
+    def transactions(
+        self,
+        *topics: str,
+        subscription: str,
+        instance: None = None,
+        store: str,
+        checkpoint: bool = ...,
+        outbox: str = ...,
+        on_error: Literal["raise"] | Retry = ...,
+        max_messages: int = ...,
+        max_bytes: int = ...,
+        max_seconds: float = ...,
+        timeout: float = ...,
+    ) -> StoreTransactions: ...
     def transactions(
         self,
         *topics: str,
         subscription: str,
         instance: str | None = None,
         store: str | None = None,
+        checkpoint: bool = False,
+        outbox: str = "default",
         on_error: Literal["raise"] | Retry = "raise",
         max_messages: int = 100,
         max_bytes: int = 64 * 1024 * 1024,
         max_seconds: float = 0.0,
         timeout: float = 1.0,
-    ) -> Transactions:
-        """Deliveries in, messages out, committed together or not at all; iterate it.
+    ) -> Transactions | StoreTransactions:
+        """Deliveries in, messages or rows out, committed together or not at all; iterate it.
 
-        A transaction takes in at most `max_messages`. With `max_seconds`, iterating its deliveries takes in more as
-        they come, until it has `max_messages` or about `max_bytes`, is so many seconds old, or nothing comes.
-        `instance` names the slot whose predecessor is fenced: the same at each start of a worker, and never that of
-        two that live. `on_error` says what an exception in the block leads to, after the abort.
+        A transaction takes in at most `max_messages`. With `max_seconds`, it takes in more as they come, until it has
+        `max_messages` or about `max_bytes`, is so many seconds old, or nothing comes; without `store`, while its
+        deliveries are iterated. `instance` names the slot whose predecessor is fenced: the same at each start of a
+        worker, and never that of two that live. `on_error` says what an exception in the block leads to, after the
+        abort. `store` is the URL of a database: its rows and the marks of the messages are committed together, on any
+        broker, and messages that this subscription has seen are left out; what is sent goes into its `outbox` of that
+        name, from which a relay sends it. With `checkpoint`, where partitions are read in order by one consumer at a
+        time (Kafka), the place in each partition is kept there instead of a mark for each message.
 
         Raises NotSupported where the broker has no transactions, with what to use instead; NotFound, ConnectionLost,
         AccessRefused, PositionLost, ConfigurationError.
@@ -264,12 +300,30 @@ class Broker:
         self._check()
         _positive("max_messages", max_messages)
         _positive("max_bytes", max_bytes)
+        if isinstance(on_error, Retry):
+            _positive("attempts", on_error.attempts)
+        elif on_error != "raise":
+            raise ConfigurationError(f"on_error is 'raise' or a brokerkit.Retry, not {on_error!r}")
         if store is not None:
-            raise NotSupported("stores come with brokerkit.once; leave store out to use the broker's own transactions")
+            return self._with_store(
+                topics,
+                subscription,
+                store,
+                checkpoint,
+                outbox,
+                instance,
+                on_error,
+                max_messages,
+                max_bytes,
+                max_seconds,
+                timeout,
+            )
+        if checkpoint:
+            raise ConfigurationError("checkpoint= keeps places in a store: pass store=, the URL of a database")
         if not self.capabilities.transactions:
             raise NotSupported(
-                f"{self._name} has no transactions of its own: record the message ids in the database transaction of "
-                "the effect, and ack after it"
+                f"{self._name}, as configured, has no transactions of its own: pass store=, the URL of a "
+                "database, which commits the message ids together with the effects"
             )
         transactions = Transactions(
             self.driver,
@@ -283,6 +337,64 @@ class Broker:
             max_seconds=checked_timeout(max_seconds),
             timeout=checked_timeout(timeout),
         )
+        return self._remember(transactions)
+
+    def _with_store(
+        self,
+        topics: Sequence[str],
+        subscription: str,
+        store: str,
+        checkpoint: bool,
+        outbox: str,
+        instance: str | None,
+        on_error: Literal["raise"] | Retry,
+        max_messages: int,
+        max_bytes: int,
+        max_seconds: float,
+        timeout: float,
+    ) -> StoreTransactions:
+        from brokerkit.once.checkpoint import Checkpoint
+        from brokerkit.once.stores import store_for
+        from brokerkit.once.transactions import StoreTransactions, effects_of
+
+        if instance is not None:
+            raise ConfigurationError("instance= is for the broker's own transactions: a store fences by its inbox")
+        report = Reporter(f"transactions of {subscription}", (self._on_event,))
+        places = None
+        if checkpoint:
+            if not self.capabilities.positions:
+                raise NotSupported(
+                    f"{self._name} has no places to keep: leave checkpoint out, the inbox works anywhere"
+                )
+            places = Checkpoint(store_for(store), store, lambda topic: effects_of(topic, subscription), report)
+        consumer = self.consumer(
+            *topics,
+            subscription=subscription,
+            prefetch=max(500, 2 * max_messages),
+            positions=None if places is None else places.assigned,
+        )
+        try:
+            if checkpoint and not consumer._session.receiver.traits.ordered_lanes:
+                raise NotSupported(
+                    f"subscription {subscription!r} on {self._name} does not hand out all messages of a partition in "
+                    "order, to one consumer at a time: leave checkpoint out, the inbox works anywhere"
+                )
+            transactions = StoreTransactions(
+                consumer,
+                store,
+                report,
+                on_error=on_error,
+                max_messages=max_messages,
+                max_bytes=max_bytes,
+                max_seconds=checked_timeout(max_seconds),
+                timeout=checked_timeout(timeout),
+                outbox=outbox,
+                checkpoint=places,
+            )
+        except BaseException:
+            consumer.close(5.0)
+            raise
+        self._open.remove(consumer)  # it is closed with its transactions
         return self._remember(transactions)
 
     def close(self, timeout: float = 30.0) -> None:
@@ -308,6 +420,19 @@ class Broker:
         _fork.check(self._born, "broker")
         if self._closed:
             raise Closed("the broker is closed: call brokerkit.connect() again")
+
+    def _offered(self, whom: str, asked: Guarantee, offered: frozenset[Guarantee]) -> None:
+        """Raises GuaranteeNotOffered, with what to do instead."""
+        if asked in offered:
+            return
+        cure = (
+            ": a send that is tried again may be stored twice. Send at_least_once with ids of your own, and let the "
+            "consumer recognise repetitions by id"
+        )
+        raise GuaranteeNotOffered(
+            f"{self._name}, as configured, does not offer {asked} to {whom} (it offers {_listed(offered)})"
+            + (cure if asked is Guarantee.EXACTLY_ONCE else "")
+        )
 
     def _remember(self, opened: _Opened) -> _Opened:
         """For `close`; what was closed meanwhile is forgotten."""

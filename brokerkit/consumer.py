@@ -363,6 +363,8 @@ class Consumer:
         self._arrived = threading.Condition()
         self._changed = threading.Condition()
         self._ready: deque[Delivery] = deque()
+        self._asking = 0
+        """Threads that wait for a delivery."""
         self._news: deque[tuple[EventKind, str]] = deque()
         self._ended: deque[Delivery] = deque()
         self._producers: dict[tuple[str, bool], Producer] = {}
@@ -385,6 +387,11 @@ class Consumer:
     def closed(self) -> bool:
         return self._closed
 
+    @property
+    def held(self) -> int:
+        """Deliveries that are this consumer's and not settled, those in its buffer included."""
+        return len(self._session.outstanding)
+
     def receive(self, max_messages: int = 100, timeout: float = 1.0) -> list[Delivery]:
         """Up to `max_messages` deliveries as soon as there is one; empty after `timeout` seconds.
 
@@ -393,6 +400,8 @@ class Consumer:
         if max_messages < 1:
             raise ConfigurationError(f"max_messages must be at least 1, got {max_messages}")
         deadline = time.monotonic() + checked_timeout(timeout)
+        if (keeper := self._session.keeper) is not None:
+            keeper.overdue = False
         while True:
             self._check()
             taken = self._take(max_messages)
@@ -405,7 +414,9 @@ class Consumer:
                 if left <= 0 or self._stopping:
                     return []
                 if not self._ready:
+                    self._asking += 1
                     self._arrived.wait(min(left, 0.5))
+                    self._asking -= 1
 
     def __iter__(self) -> Iterator[Delivery]:
         """Deliveries for ever, until `stop` or `close`."""
@@ -753,6 +764,8 @@ class Consumer:
         """How many more may be in flight. Refilled from half empty, in batches, or when nothing is ready."""
         if self._stopping:
             return 0
+        if session.keeper is not None and session.keeper.overdue and not self._asking:
+            return 0  # a handler that hangs would get its own messages again, and keep them for another while
         held = len(session.outstanding)
         if held > self._prefetch // 2 and self._ready:
             return 0

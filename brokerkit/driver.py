@@ -37,22 +37,12 @@ from typing import Any, Literal, NamedTuple, Protocol
 from brokerkit.errors import NotSupported
 from brokerkit.guarantees import Claims, Guarantee
 from brokerkit.message import Headers, IdSource, Message
+from brokerkit.message import Position as Position
 
 Token = Any
 """A driver's own handle of one delivery, hashable, meaningful within one session only."""
 
 Start = Literal["now", "earliest"]
-
-
-class Position(NamedTuple):
-    """A native place in a topic. `lane` is the partition or queue, `value` an offset, row or native id."""
-
-    topic: str
-    lane: int | str
-    value: int | str
-
-    def __str__(self) -> str:
-        return f"{self.topic}/{self.lane}@{self.value}"
 
 
 # ---------------------------------------------------------------- sending
@@ -80,12 +70,12 @@ class Confirmed(NamedTuple):
     """The broker said that it stored messages `first` to `last` (inclusive sequence numbers).
 
     `positions` has one for each, or is None where the broker tells none; for a message that the broker recognised
-    as stored before, the position of the first.
+    as stored before, the position of the first. A bare tuple of a position's fields will do: few are looked at.
     """
 
     first: int
     last: int
-    positions: Sequence[Position] | None = None
+    positions: Sequence[tuple[str, int | str, int | str] | Position] | None = None
 
 
 class Refused(NamedTuple):
@@ -274,6 +264,8 @@ class Traits:
     """Its dead-letter topic, if the broker knows."""
     lease_seconds: float | None = None
     """How long a delivery is ours without renewal; None: as long as the session lives."""
+    ordered_lanes: bool = False
+    """A lane is one receiver's at a time, which hands out its messages in order, without a gap."""
     renewable: bool = False
     """Whether `extend` renews. The layer renews at a third of `lease_seconds`."""
     answers_acks: bool = True
@@ -349,7 +341,9 @@ class Transactor(ABC):
     def send(self, topic: str, messages: Sequence[Message]) -> None: ...
 
     @abstractmethod
-    def settle(self, acks: Sequence[Token], rejects: Sequence[Reject] = ()) -> None: ...
+    def settle(self, acks: Sequence[Token], rejects: Sequence[tuple[Incoming, str]] = ()) -> None:
+        """What the commit settles. `rejects` go to the dead letters within the transaction, each for its reason; they
+        come as they were received, so that nothing else received need be kept."""
 
     @abstractmethod
     def commit(self) -> None:

@@ -13,6 +13,13 @@
     ├── SendError                         how a send ended, when it was not confirmed
     │   ├── SendRefused                   it is not stored, and never will be
     │   └── SendUnknown                   it may be stored, nobody can tell
+    ├── IdempotencyKeyError               a call with an idempotency key was not made, or not recorded
+    │   ├── KeyInUse                      it is in progress elsewhere
+    │   ├── KeyReused                     it came with another request before
+    │   ├── KeyLost                       its lease was over, and it is or will be another holder's
+    │   ├── NoFinalAnswer                 the other side did not say how it ended
+    │   └── WindowPassed                  the other side may have forgotten it
+    ├── WebhookRefused                    a webhook that nobody trusted sent, or not now
     ├── ProducerFull                      the bound on messages or bytes in flight is reached
     └── SettleError                       a delivery cannot be settled
         ├── AlreadySettled                ack, nack or reject was called before
@@ -20,6 +27,10 @@
 
 Messages say what was wrong and what to do. No message carries a secret or a body.
 """
+
+from __future__ import annotations
+
+from typing import Any
 
 
 class BrokerkitError(Exception):
@@ -83,6 +94,42 @@ class SendUnknown(SendError):
 
 class ProducerFull(BrokerkitError):
     """The producer's bound on messages or bytes in flight is reached and the wait for room is over."""
+
+
+class IdempotencyKeyError(BrokerkitError):
+    """A call with an idempotency key that was not made, or whose result was not recorded."""
+
+
+class KeyInUse(IdempotencyKeyError):
+    """Somebody else works on this key; try again when `seconds` are over at the latest, when the lease is."""
+
+    def __init__(self, message: str, seconds: float) -> None:
+        super().__init__(message)
+        self.seconds = seconds
+
+
+class KeyReused(IdempotencyKeyError):
+    """The same key with another request: a mistake of the caller, which no retry mends."""
+
+
+class KeyLost(IdempotencyKeyError):
+    """The lease was over and another holder took the key: nothing was recorded for this one."""
+
+
+class NoFinalAnswer(IdempotencyKeyError):
+    """The other side did not answer, or not for good: it may have happened. `answer` is the last one that came."""
+
+    def __init__(self, message: str, answer: Any = None) -> None:
+        super().__init__(message)
+        self.answer = answer
+
+
+class WindowPassed(IdempotencyKeyError):
+    """Too long ago for the other side to remember the key: sent again, it might be done twice."""
+
+
+class WebhookRefused(BrokerkitError):
+    """A webhook whose signature does not fit, or whose time is not now."""
 
 
 class SettleError(BrokerkitError):

@@ -41,6 +41,10 @@ class FailurePoint(StrEnum):
     ACK_LOST_KEPT_AWAY = "ack_lost_kept_away"
     ACK_LOST_BACK_AT_ONCE = "ack_lost_back_at_once"
     CONSUMER_FROZEN = "consumer_frozen"
+    LEASE_EXPIRED = "lease_expired"
+    LEASE_KEPT = "lease_kept"
+    BUFFERED_LEASE = "buffered_lease"
+    LEASE_RELEASED = "lease_released"
     CONSUMERS_COME_AND_GO = "consumers_come_and_go"
     CLEAN_SHUTDOWN = "clean_shutdown"
     POISON = "poison"
@@ -48,6 +52,7 @@ class FailurePoint(StrEnum):
     TXN_ABORTED = "txn_aborted"
     TXN_TIMED_OUT = "txn_timed_out"
     TXN_COMMIT_ANSWER_LOST = "txn_commit_answer_lost"
+    TXN_DELAYED_REQUESTS = "txn_delayed_requests"
     ZOMBIE_FENCED = "zombie_fenced"
     TXN_REBALANCE = "txn_rebalance"
     TXN_LONGER_THAN_SESSION = "txn_longer_than_session"
@@ -90,8 +95,16 @@ class Properties:
     lease: str = "none"
     """`none` (until the connection ends), `fixed`, `renewable` or `polling`."""
     lease_seconds: float | None = None
+    """How long a delivery is its consumer's without renewal, or, of a `polling` lease, without a poll."""
+    short_lease: Mapping[str, str] = field(default_factory=dict)
+    """URL parameters under which a lease that nobody keeps is over within seconds."""
+    handling_sets_lease: bool = False
+    """Whether `declare(handling_seconds=…)` sets how long a `fixed` lease is."""
     redelivery_seconds: float = 1.0
     """The longest time from a consumer's death to the redelivery of what it held."""
+    retention_seconds: float | None = None
+    """The longest time that a subscription keeps what is not settled; None where it keeps it until it is, or where that
+    is not known."""
     nack: str = "immediate"
     """`immediate`, `delayed` (a delay is kept) or `blocks` (the order is kept, later messages wait)."""
     dead_letters: bool = True

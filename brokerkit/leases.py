@@ -30,6 +30,8 @@ class LeaseKeeper:
     def __init__(self, seconds: float, maximum: float, extend: Callable[[Sequence[Token], float], None]) -> None:
         self.seconds = seconds
         self.maximum = maximum
+        self.overdue = False
+        """Something has been held for the maximum. Set here, and taken back where a handler asks for more."""
         self._extend = extend
         self._next = time.monotonic() + self._interval()
 
@@ -46,6 +48,8 @@ class LeaseKeeper:
         if now < self._next:
             return
         self._next = now + self._interval()
-        tokens = [token for token, held in list(outstanding.items()) if now - held._received < self.maximum]
+        all_held = list(outstanding.items())  # the pump adds to it meanwhile
+        tokens = [token for token, held in all_held if now - held._received < self.maximum]
+        self.overdue = self.overdue or len(tokens) < len(all_held)
         for start in range(0, len(tokens), _BATCH):
             self._extend(tokens[start : start + _BATCH], self.seconds)

@@ -17,6 +17,22 @@ IdSource = Literal["producer", "native", "none"]
 NO_HEADERS: Headers = MappingProxyType({})
 
 
+class Position(NamedTuple):
+    """A native place in a topic. `lane` is the partition or queue, `value` an offset, row or native id.
+
+    `topic_id`: where a session begins, the topic's own id if the broker has one: a topic that is made anew under the
+    same name is another one. Empty everywhere else.
+    """
+
+    topic: str
+    lane: int | str
+    value: int | str
+    topic_id: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.topic}/{self.lane}@{self.value}"
+
+
 class _Fields(NamedTuple):
     body: bytes | None
     id: str

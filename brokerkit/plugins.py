@@ -51,6 +51,10 @@ class Url:
         return f"Url({self.scheme}://{user}{hosts}{self.path})"
 
 
+LocalTargets = Callable[[], "Mapping[str, Callable[[], LocalBroker]]"]
+"""Makers of local brokers or stores, by target name."""
+
+
 @dataclass(frozen=True, slots=True)
 class Plugin:
     """One broker, as its distribution offers it."""
@@ -61,7 +65,7 @@ class Plugin:
     open: Callable[[Url, Any], Driver]
     """Makes the driver from the URL and a validated `settings`; does not connect yet."""
     codec: Callable[[], Codec] | None = None
-    local: Callable[[], Mapping[str, Callable[[], LocalBroker]]] | None = None
+    local: LocalTargets | None = None
     """Local brokers by target name (`rabbitmq`, `rabbitmq:3.10`), the first being the default. Each makes one
     that is not started yet; imported only when asked for."""
     checks: str | None = None
@@ -76,8 +80,21 @@ class Hooks:
         raise AssertionError
 
     @hookspec
+    def brokerkit_stores(self) -> LocalTargets:
+        """Local stores that this distribution can start, in the shape of `Plugin.local`: a database is no broker, and
+        its life on this machine is the same."""
+        raise AssertionError
+
+    @hookspec
+    def brokerkit_store_codecs(self) -> Mapping[str, Callable[[], Codec]]:
+        """By URL scheme, what reads a store's protocol for the fault proxy: `commit` and `commit_answer` are asked
+        for."""
+        raise AssertionError
+
+    @hookspec
     def brokerkit_commands(self) -> Mapping[str, str]:
-        """Commands for the `brokerkit` program: name to `module:typer_app`."""
+        """Commands for the `brokerkit` program: name to `module:typer_app`. `once NAME` is a command of `brokerkit
+        once`."""
         raise AssertionError
 
 

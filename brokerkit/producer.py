@@ -79,7 +79,7 @@ class Receipt:
     @property
     def position(self) -> Position | None:
         """Where the broker stored it, when confirmed and told."""
-        return self._detail if self.state == "confirmed" else None
+        return Position(*self._detail) if self.state == "confirmed" and self._detail is not None else None
 
     @property
     def error(self) -> SendError | None:
@@ -105,8 +105,12 @@ class Receipt:
     def _end(self, state: State, detail: object) -> None:
         self._detail = detail
         self.state = state
-        if self._waiter is not None:
-            with _waiters:
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """After the end: whoever is in `result`. Who comes there now sees the state."""
+        with _waiters:
+            if self._waiter is not None:
                 self._waiter.set()
 
     def __repr__(self) -> str:
@@ -485,7 +489,11 @@ class Producer:
                     receipt = pop(number, None)
                     if receipt is not None:
                         size += len(receipt.message[0] or b"")
-                        receipt._end("confirmed", positions[number - first] if positions else None)
+                        if positions is not None:
+                            receipt._detail = positions[number - first]
+                        receipt.state = "confirmed"
+                        if receipt._waiter is not None:
+                            receipt._let_go()
                         if receipt._on_end is not None:
                             ended.append(receipt)
                 self._bytes_out += size

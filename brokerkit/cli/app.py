@@ -9,7 +9,9 @@ import typer
 import typer.core
 import typer.main
 
-from brokerkit.cli.local import down, env, ps, up
+from brokerkit.cli import once
+from brokerkit.cli.local import down, env, fetch, ps, up
+from brokerkit.cli.relay import relay
 from brokerkit.plugins import manager
 
 
@@ -17,13 +19,19 @@ class Commands(typer.core.TyperGroup):
     """Own commands first; commands of other distributions are imported when they are asked for."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return [*super().list_commands(ctx), *(name for name in _offered() if name not in self.commands)]
+        return [*super().list_commands(ctx), *(name for name in self._others(ctx) if name not in self.commands)]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         command = super().get_command(ctx, cmd_name)
-        if command is None and (place := _offered().get(cmd_name)):
+        if command is None and (place := self._others(ctx).get(cmd_name)):
             command = _load(cmd_name, place)
         return command
+
+    def _others(self, ctx: Any) -> dict[str, str]:
+        """Name to `module:app` of what is offered to this group."""
+        group = [] if ctx.parent is None else [self.name]
+        split = [(*words.split(), place) for words, place in _offered().items()]
+        return {name: place for *into, name, place in split if into == group}
 
 
 app = typer.Typer(
@@ -57,12 +65,15 @@ def brokerkit(
 app.command()(up)
 app.command()(down)
 app.command()(ps)
+app.command()(fetch)
 app.command()(env)
+app.command()(relay)
+app.add_typer(once.app, name="once", cls=Commands)
 
 
 def _offered() -> dict[str, str]:
-    """Name to `module:app` of the commands that installed distributions bring."""
-    return {name: place for some in manager().hook.brokerkit_commands() for name, place in some.items()}
+    """Words to `module:app` of the commands that installed distributions bring."""
+    return {words: place for some in manager().hook.brokerkit_commands() for words, place in some.items()}
 
 
 def _load(name: str, place: str) -> Any:

@@ -1,0 +1,103 @@
+"""The tables of a store: made, looked at, pruned."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+from brokerkit.errors import ConfigurationError
+from brokerkit.guarantees import Properties
+from brokerkit.once.stores import keys, store_for
+from brokerkit.once.stores.contract import VERSION, Durability, Store
+
+LEAST_WINDOW = timedelta(hours=1)
+
+
+def init(url: str) -> int:
+    """Brings the tables in the store to the version that is wanted; returns the version they had. Idempotent.
+
+    Raises ConnectionLost, AccessRefused, ConfigurationError."""
+    store = store_for(url)
+    connection = store.connect(url, create=True)
+    try:
+        before = store.version(connection)
+        if before < VERSION:
+            store.begin(connection)
+            store.execute(connection, store.script(before))
+            store.commit(connection)
+        store.check(connection, url)
+        return before
+    finally:
+        store.close(connection)
+
+
+def script(url: str) -> str:
+    """The SQL that makes the tables, for migrations of the user's own; connects to nothing."""
+    return store_for(url).script()
+
+
+def durability(url: str) -> Durability:
+    """What a commit in this store survives. Raises as `init`, and NotFound where there are no tables."""
+    store = store_for(url)
+    connection = store.connect(url)
+    try:
+        store.check(connection, url)
+        return store.durability(connection)
+    finally:
+        store.close(connection)
+
+
+def horizon(properties: Properties) -> timedelta:
+    """How long after it was handled a message may still be handed out again by a broker with these properties: what was
+    never acked stays for `retention_seconds`, and comes `redelivery_seconds` later. At least an hour.
+
+    A broker that keeps messages until they are settled (`retention_seconds` is None) sets no end: there it is as long
+    as a subscription may be without a consumer, which nobody here knows. `broker.claims().properties` has them."""
+    return max(LEAST_WINDOW, timedelta(seconds=(properties.retention_seconds or 0.0) + properties.redelivery_seconds))
+
+
+def prune(
+    url: str,
+    window: timedelta,
+    *,
+    least: timedelta = LEAST_WINDOW,
+    anyway: bool = False,
+    batch: int = 1000,
+    pause: float = 0.01,
+) -> int:
+    """Forgets the messages that were seen longer ago than `window`, and the idempotency keys whose time is over;
+    returns how many.
+
+    In batches of that size, each a transaction of its own, with a pause of so many seconds after each, so that
+    consumers go on. A message that comes again later than `window` doubles its effect: a window shorter than `least`,
+    the `horizon` of the broker whose messages these are, is refused unless `anyway`. Raises as `durability`."""
+    if not isinstance(window, timedelta):
+        raise ConfigurationError(f"window is a datetime.timedelta, not {type(window).__name__}")
+    if window < least and not anyway:
+        raise ConfigurationError(
+            f"a window of {window} forgets messages that brokers still hand out again: give at least {least}, better "
+            "the longest time a message may be kept by the broker, in its dead letters, and by whoever sends it again"
+        )
+    store = store_for(url)
+    connection = store.connect(url)
+    try:
+        store.check(connection, url)
+        seconds = window.total_seconds()
+        seen = _prune(store, connection, lambda: store.prune(connection, seconds, batch), batch, pause)
+        return seen + _prune(store, connection, lambda: keys.prune(store, connection, batch), batch, pause)
+    finally:
+        store.close(connection)
+
+
+def _prune(store: Store, connection: Any, some_more: Callable[[], int], batch: int, pause: float) -> int:
+    removed = 0
+    while True:
+        store.begin(connection)
+        some = some_more()
+        store.commit(connection)
+        removed += some
+        if some < batch:
+            return removed
+        time.sleep(pause)

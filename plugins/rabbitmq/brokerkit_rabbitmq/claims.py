@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from brokerkit.guarantees import Claim, Claims, FailurePoint, Guarantee, Likelihood, Properties, together
+from brokerkit_rabbitmq.topology import takes_timeout
 
 NEVER, POSSIBLE, EXPECTED = Likelihood.NEVER, Likelihood.POSSIBLE, Likelihood.EXPECTED
 _MOST, _LEAST = Guarantee.AT_MOST_ONCE, Guarantee.AT_LEAST_ONCE
@@ -18,6 +19,7 @@ _SURELY_LOST, _SURELY_AGAIN = Claim(loss=EXPECTED), Claim(duplicate=EXPECTED)
 _CONFIRMS = "rabbitmq.com/docs/confirms"
 _QUORUM = "rabbitmq.com/docs/quorum-queues"
 _CONSUMERS = "rabbitmq.com/docs/consumers"
+_TIMEOUT = "rabbitmq.com/docs/consumers#acknowledgement-timeout"
 _MEASURED = "brokerkit conformance, RabbitMQ 3.10, 4.0 and 4.3"
 
 _NO_ANSWER = Claim(condition="basic.ack has no answer", source=_CONSUMERS)
@@ -36,6 +38,15 @@ _ALWAYS: Mapping[FailurePoint, Claim] = {
     FailurePoint.ACK_LOST_KEPT_AWAY: _NO_ANSWER,
     FailurePoint.ACK_LOST_BACK_AT_ONCE: _NO_ANSWER,
     FailurePoint.CONSUMER_FROZEN: Claim(source=_CONSUMERS),
+    FailurePoint.LEASE_EXPIRED: Claim(
+        condition="a handler outlasts the consumer timeout, which cannot be renewed; its ack ends lost",
+        source=_TIMEOUT,
+    ),
+    FailurePoint.LEASE_KEPT: Claim(condition="handlers end within the consumer timeout", source=_TIMEOUT),
+    FailurePoint.BUFFERED_LEASE: Claim(
+        condition="handlers end within the consumer timeout, which runs for what is prefetched too", source=_TIMEOUT
+    ),
+    FailurePoint.LEASE_RELEASED: Claim(source=_CONSUMERS),
     FailurePoint.CONSUMERS_COME_AND_GO: Claim(source=_CONSUMERS),
     FailurePoint.CLEAN_SHUTDOWN: Claim(source=_MEASURED),
     FailurePoint.POISON: Claim(
@@ -75,6 +86,7 @@ _TAKEN: Mapping[Guarantee, Mapping[FailurePoint, Claim]] = {
         FailurePoint.ACK_LOST_KEPT_AWAY: _LOST,
         FailurePoint.ACK_LOST_BACK_AT_ONCE: _LOST,
         FailurePoint.CONSUMER_FROZEN: _LOST,
+        FailurePoint.LEASE_RELEASED: _LOST,
         FailurePoint.CONSUMERS_COME_AND_GO: _LOST,
         FailurePoint.CLEAN_SHUTDOWN: Claim(
             POSSIBLE, condition="what goes back unstarted is marked redelivered, and at most once drops that"
@@ -88,6 +100,8 @@ _TAKEN: Mapping[Guarantee, Mapping[FailurePoint, Claim]] = {
         FailurePoint.ACK_LOST_KEPT_AWAY: _SURELY_AGAIN,
         FailurePoint.ACK_LOST_BACK_AT_ONCE: _SURELY_AGAIN,
         FailurePoint.CONSUMER_FROZEN: _SURELY_AGAIN,
+        FailurePoint.LEASE_EXPIRED: _AGAIN,
+        FailurePoint.LEASE_RELEASED: _AGAIN,
         FailurePoint.CONSUMERS_COME_AND_GO: _AGAIN,
         FailurePoint.POISON: _AGAIN,
     },
@@ -106,6 +120,8 @@ class Found:
     max_body: int
     version: tuple[int, ...] = ()
     attached: bool = False
+    hasty: bool = False
+    """A quorum queue is used before its registration is on the disk (`new_queue_wait`)."""
 
 
 def claims(found: Found, producer: Guarantee, consumer: Guarantee) -> Claims:
@@ -125,6 +141,9 @@ def _queue(found: Found) -> Mapping[FailurePoint, Claim]:
     )
     if found.queue == "quorum":
         led = replace(led, condition="a majority of the queue's members is left or comes back")
+        if found.hasty:
+            young = "a queue younger than a second is lost when all its nodes are killed (new_queue_wait)"
+            killed = replace(killed, loss=POSSIBLE, condition=young)
     elif found.queue == "unknown":
         unasked = "an attached queue's type and durability cannot be asked for"
         killed = Claim(POSSIBLE, POSSIBLE, condition=unasked, source=_QUORUM)
@@ -154,6 +173,7 @@ def _properties(found: Found) -> Properties:
         order="single_consumer",
         lease="fixed",
         lease_seconds=1800.0,
+        handling_sets_lease=not found.attached and takes_timeout(found.queue, found.version),
         redelivery_seconds=2.0 * found.heartbeat + 5.0,
         nack="delayed",
         dead_letters=True,

@@ -52,6 +52,7 @@ class RabbitDriver(contract.Driver):
         found = Found(
             queue="unknown" if attached else self._settings.queue,
             persistent=self._settings.persistent,
+            hasty=self._settings.new_queue_wait < 1.0,
             heartbeat=self._heartbeat,
             max_body=self._settings.max_body_bytes,
             version=self._version,
@@ -84,13 +85,16 @@ class RabbitDriver(contract.Driver):
         for subscription in subscriptions:
             topology.no_earliest(subscription)
             topology.checked(subscription.native)
+        created = False
         with self._admin() as admin:
             self._declare_exchange(admin, topic, native)
             for subscription in subscriptions:
                 if subscription.dead_letter is not None:
                     self._declare_exchange(admin, subscription.dead_letter, {})
-                    self._declare_queue(admin, subscription.dead_letter, Subscription("dead"), {})
-                self._declare_queue(admin, topic, subscription, native)
+                    created |= self._declare_queue(admin, subscription.dead_letter, Subscription("dead"), {})
+                created |= self._declare_queue(admin, topic, subscription, native)
+        if created:
+            time.sleep(self._settings.new_queue_wait)
 
     def _declare_exchange(self, admin: Session, topic: str, native: Mapping[str, Any]) -> None:
         if "exchange" in native:
@@ -101,18 +105,29 @@ class RabbitDriver(contract.Driver):
             arguments = native.get("exchange_arguments")
             admin.call(Channel.exchange_declare, topic, "fanout", durable=True, arguments=arguments)
 
-    def _declare_queue(self, admin: Session, topic: str, subscription: Subscription, native: Mapping[str, Any]) -> None:
+    def _declare_queue(self, admin: Session, topic: str, subscription: Subscription, native: Mapping[str, Any]) -> bool:
+        """Whether it is new and not to be trusted yet."""
         own = {**native, **subscription.native}
         self._known[topic, subscription.name] = own
         name = topology.queue_name(topic, subscription.name, own)
         if "queue" in own:
             admin.call(Channel.queue_declare, name, passive=True)
-            return
+            return False
+        created = self._settings.queue == "quorum" and self._settings.new_queue_wait > 0 and not self._is_there(name)
         arguments = topology.queue_arguments(self._settings.queue, subscription, admin.version)
         admin.call(Channel.queue_declare, name, durable=True, arguments=arguments)
         exchange, routing_key = topology.route(topic, None, own)
         if exchange:
             admin.call(Channel.queue_bind, name, exchange, routing_key)
+        return created
+
+    def _is_there(self, queue: str) -> bool:
+        try:
+            with self._admin() as admin:
+                admin.call(Channel.queue_declare, queue, passive=True)
+        except NotFound:
+            return False
+        return True
 
     def delete(self, topic: str, subscription: str | None) -> None:
         """What was attached is only forgotten: it is not ours to delete. AMQP lists no bindings, so a topic takes with

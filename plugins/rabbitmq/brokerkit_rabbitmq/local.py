@@ -26,7 +26,7 @@ from brokerkit.local.certificates import Authority
 from brokerkit.local.chain import Chain, RunningBroker
 from brokerkit.local.contract import Chosen, LocalBroker, StartFailed, Unavailable
 from brokerkit.local.docker import ContainerBroker
-from brokerkit.local.native import ProcessBroker
+from brokerkit.local.native import FoundBroker
 from brokerkit.local.ports import LOOPBACK, Ports, listening
 from brokerkit.local.processes import Process, run, wait_until
 from brokerkit.local.progress import Report
@@ -70,21 +70,14 @@ class Installation:
     """Folder with `plugins` and `escript`."""
 
 
-class RabbitBroker(ProcessBroker):
+class RabbitBroker(FoundBroker[Installation]):
     """RabbitMQ nodes as processes: an epmd of their own, then a virtual machine each."""
 
     def __init__(self, name: str, find: Callable[[], Installation]) -> None:
-        super().__init__(name)
-        self._find = find
-        self._installation: Installation | None = None
+        super().__init__(name, find)
         self._epmd: Process | None = None
         self._directory = Path()
         self._password = ""
-
-    def provision(self) -> Chosen:
-        if self._installation is None:
-            self._installation = self._find()
-        return self._installation.chosen
 
     def url(self, *, through: bool = False) -> str:
         addresses = self._through if through and self._through else self.upstream()
@@ -247,12 +240,6 @@ class RabbitBroker(ProcessBroker):
 
     def _place(self, node: int) -> Path:
         return self._directory / f"n{node + 1}"
-
-    @property
-    def _found(self) -> Installation:
-        self.provision()
-        assert self._installation is not None
-        return self._installation
 
 
 class _Container(ContainerBroker):

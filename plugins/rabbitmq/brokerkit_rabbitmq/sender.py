@@ -51,6 +51,7 @@ class RabbitSender(Sender):
         self._confirming = guarantee is not Guarantee.AT_MOST_ONCE
         self._mode = b"\x02" if settings.persistent else b"\x01"
         self._max_body = settings.max_body_bytes
+        self._new_queue_wait = settings.new_queue_wait
         self._outcomes = outcomes
         self._events = events
         self._inbox: Inbox[tuple[Sequence[Message], float]] = Inbox(session, self._drain)
@@ -63,13 +64,16 @@ class RabbitSender(Sender):
         self._out: dict[int, tuple[int, str]] = {}
         """Number and id of what is published and has no outcome, by tag."""
         self._low = 1
-        """No tag below it is out."""
+        """No tag below it waits for the broker."""
         self._returns: dict[str, tuple[set[int], int]] = {}
         """For ids that came back: the tags that may be meant, and how many did."""
         self._stored: list[int] = []
         self._ended: list[Outcome] = []
-        self._delays: dict[int, tuple[bytes, float]] = {}
-        """Publish method for each delay in ms, and until when its queue is known to be there."""
+        self._delays: dict[int, tuple[bytes, float, float]] = {}
+        """For each delay in ms its publish method, until when its queue is known to be there, and from when on it is
+        trusted."""
+        self._new: dict[int, float] = {}
+        """Tags that went to a delay's queue which may be new, and when a confirm of it can be trusted."""
         self._idle: Callable[[Any], None] | None = None
         """To be called once nothing is out, when somebody waits for that."""
 
@@ -113,7 +117,7 @@ class RabbitSender(Sender):
                     if length > self._max_body:
                         why = f"{length} bytes, and the broker takes {self._max_body} (max_body_bytes)"
                         raise Unsendable(why, Cause.TOO_LARGE)
-                    method = self._delayed(delay) if delay else self._method
+                    method, trusted = self._delayed(delay) if delay else (self._method, 0.0)
                     frames = content(message, CHANNEL, self._mode, self._frame_max)
                 except Unsendable as why_not:
                     self._ended.append(Refused(number, number, why_not.cause, str(why_not)))
@@ -121,6 +125,8 @@ class RabbitSender(Sender):
                 if self._confirming:
                     self._tag += 1
                     self._out[self._tag] = number, message[1]
+                    if trusted:
+                        self._new[self._tag] = trusted
                 pieces.append(method)
                 pieces += frames
                 size += length + 200
@@ -135,19 +141,20 @@ class RabbitSender(Sender):
     def _publishing(self, exchange: str, routing_key: str) -> bytes:
         return publish_method(CHANNEL, exchange, routing_key, self._confirming)
 
-    def _delayed(self, delay: float) -> bytes:
-        """The publish method for the queue that holds messages for this delay, declared first where needed."""
+    def _delayed(self, delay: float) -> tuple[bytes, float]:
+        """The publish method for the queue that holds messages for this delay, declared first where needed, and from
+        when on its confirms are to be trusted, unless they are already."""
         if delay > topology.LONGEST_DELAY:
             raise Unsendable(f"RabbitMQ delays a message by at most {topology.LONGEST_DELAY:.0f} s")
         milliseconds = topology.coarse(math.ceil(delay * 1000))
-        method, until = self._delays.get(milliseconds, (b"", 0.0))
         now = time.monotonic()
+        method, until, trusted = self._delays.get(milliseconds, (b"", 0.0, now + self._new_queue_wait))
         if now >= until:
             name, arguments = topology.delay_queue(self._route, milliseconds)
             self._session.channel.queue_declare(name, durable=True, arguments=arguments)
             method = self._publishing("", name)
-            self._delays[milliseconds] = method, now + _DELAY_KNOWN
-        return method
+            self._delays[milliseconds] = method, now + _DELAY_KNOWN, trusted
+        return method, trusted if now < trusted else 0.0
 
     # ------------------------------------------------------------ the I/O thread: in
 
@@ -161,12 +168,24 @@ class RabbitSender(Sender):
             number, id = sent
             if self._returns and (outcome := self._returned(each, number, id)) is not None:
                 self._ended.append(outcome)
+            elif stored and each in self._new:
+                self._out[each] = sent
+                wait = max(0.0, self._new[each] - time.monotonic())
+                self._session.connection.ioloop.call_later(wait, partial(self._trust, each))
             elif stored:
                 self._stored.append(number)
             else:
                 self._ended.append(Unknown(number, number, Cause.NACKED, "the broker could not store it and nacked it"))
         if tags[0] == self._low:
             self._low = tag + 1
+
+    def _trust(self, tag: int) -> None:
+        """The queue that a message went to is no longer new: what the broker said of it holds."""
+        self._new.pop(tag, None)
+        sent = self._out.pop(tag, None)
+        if sent is not None:
+            self._stored.append(sent[0])
+            self._report()
 
     def _on_return(self, _: bytes, header: bytes, __: bytes) -> None:
         """A return names its message by id alone, and comes before its confirm."""

@@ -15,6 +15,10 @@ _DEAD = "docs.cloud.google.com/pubsub/docs/dead-letter-topics"
 _MEASURED = "brokerkit conformance, pstest 2.8"
 
 
+MOST_RETENTION = 31 * 86_400.0
+"""The longest that Pub/Sub keeps what is not acked, in seconds: assumed of a subscription that was not looked at."""
+
+
 @dataclass(frozen=True, slots=True)
 class Facts:
     """Of a subscription as it is."""
@@ -24,6 +28,7 @@ class Facts:
     exactly_once: bool
     known: bool = True
     """False where its configuration may not be read: nothing is assumed then."""
+    retention_seconds: float = MOST_RETENTION
 
 
 def claims(facts: Facts, emulator: str | None, max_body: int, producer: Guarantee, consumer: Guarantee) -> Claims:
@@ -36,6 +41,7 @@ def claims(facts: Facts, emulator: str | None, max_body: int, producer: Guarante
     maybe_again = NEVER if once else POSSIBLE
     resent = NEVER if blind else POSSIBLE
     unasked = NEVER if facts.exactly_once and not facts.ordering else POSSIBLE
+    leased = unasked if emulator is None or facts.ordering else NEVER
     plain = _unasked(facts)
     points: dict[str, Claim] = {
         FailurePoint.NONE: Claim(NEVER, unasked, condition=plain, source=_ONCE if facts.exactly_once else _DELIVERY),
@@ -67,6 +73,21 @@ def claims(facts: Facts, emulator: str | None, max_body: int, producer: Guarante
             dropped, maybe_again, condition="an ack without an answer is sent again while the lease lasts", source=_ONCE
         ),
         FailurePoint.CONSUMER_FROZEN: Claim(dropped, again, condition=_why(once, blind), source=_DELIVERY),
+        FailurePoint.LEASE_EXPIRED: Claim(
+            NEVER,
+            again,
+            condition="a handler outlasts what its lease is renewed for; its ack ends lost",
+            source=_DELIVERY,
+        ),
+        FailurePoint.LEASE_KEPT: Claim(
+            NEVER, leased, condition="leases are renewed at a third, for at most max_lease", source=_MEASURED
+        ),
+        FailurePoint.BUFFERED_LEASE: Claim(
+            NEVER, leased, condition="what waits in a consumer's buffer is renewed too", source=_MEASURED
+        ),
+        FailurePoint.LEASE_RELEASED: Claim(
+            dropped, maybe_again, condition="the leases of a dead, stopped or hung worker run out", source=_DELIVERY
+        ),
         FailurePoint.CONSUMERS_COME_AND_GO: Claim(dropped, again, condition=_why(once, blind), source=_DELIVERY),
         FailurePoint.CLEAN_SHUTDOWN: Claim(dropped, unasked, condition=_why(once, blind) or plain, source=_DELIVERY),
         FailurePoint.POISON: Claim(
@@ -139,7 +160,9 @@ def _properties(facts: Facts, emulator: str | None, max_body: int) -> Properties
         order="per_key" if facts.ordering else "none",
         lease="renewable",
         lease_seconds=facts.ack_deadline,
+        short_lease={"ack_deadline": str(min(10, facts.ack_deadline))},
         redelivery_seconds=facts.ack_deadline + 2.0,
+        retention_seconds=facts.retention_seconds,
         nack="delayed",
         refuses_unroutable=False,
         max_body_bytes=max_body,

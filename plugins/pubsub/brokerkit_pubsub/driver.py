@@ -30,7 +30,7 @@ from brokerkit.errors import Closed, ConfigurationError, GuaranteeNotOffered, No
 from brokerkit.guarantees import Claims, Guarantee
 from brokerkit.plugins import Url, checked
 from brokerkit_pubsub import link as pb
-from brokerkit_pubsub.claims import Facts, claims
+from brokerkit_pubsub.claims import MOST_RETENTION, Facts, claims
 from brokerkit_pubsub.encoding import MAX_BODY
 from brokerkit_pubsub.errors import translated
 from brokerkit_pubsub.link import Link
@@ -67,13 +67,19 @@ class PubsubDriver(Driver):
         """From the weakest subscription that this driver has declared or opened; before that, from what `declare`
         would create here."""
         settings = self._settings
-        planned = Facts(settings.ack_deadline, settings.ordering, settings.exactly_once)
+        planned = Facts(
+            settings.ack_deadline,
+            settings.ordering,
+            settings.exactly_once,
+            retention_seconds=float(settings.retention or MOST_RETENTION),
+        )
         facts = list(self._facts.values()) or [planned]
         weakest = Facts(
             max(fact.ack_deadline for fact in facts),
             all(fact.ordering for fact in facts),
             all(fact.exactly_once for fact in facts),
             all(fact.known for fact in facts),
+            max(fact.retention_seconds for fact in facts),
         )
         return claims(weakest, self._config.emulator, MAX_BODY, producer, consumer)
 
@@ -345,7 +351,12 @@ class PubsubDriver(Driver):
 
 
 def _facts(there: Any) -> Facts:
-    return Facts(there.ack_deadline_seconds or 10, there.enable_message_ordering, there.enable_exactly_once_delivery)
+    return Facts(
+        there.ack_deadline_seconds or 10,
+        there.enable_message_ordering,
+        there.enable_exactly_once_delivery,
+        retention_seconds=float(there.message_retention_duration.seconds or MOST_RETENTION),
+    )
 
 
 def _attempts(there: Any) -> int | None:

@@ -20,12 +20,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from urllib.parse import parse_qs, urlencode, urlsplit, urlunsplit
 
-from brokerkit.errors import NotSupported
 from brokerkit.local.cache import cached
 from brokerkit.local.chain import Chain, RunningBroker
 from brokerkit.local.contract import Chosen, LocalBroker, StartFailed, Unavailable
-from brokerkit.local.native import ProcessBroker
-from brokerkit.local.ports import LOOPBACK, Ports
+from brokerkit.local.native import ForgetfulBroker, FoundBroker
+from brokerkit.local.ports import LOOPBACK
 from brokerkit.local.processes import Process, run
 from brokerkit.local.progress import Report
 
@@ -103,53 +102,27 @@ class Installation:
     command: Callable[[str, int, Path], list[str]]
 
 
-class EmulatorBroker(ProcessBroker):
+class EmulatorBroker(ForgetfulBroker, FoundBroker[Installation]):
     """One process that forgets everything when it ends."""
 
     def __init__(self, name: str, find: Callable[[], Installation], fast: Mapping[str, str]) -> None:
-        super().__init__(name)
+        super().__init__(name, find)
         self.fast_settings = fast
-        self._find = find
-        self._installation: Installation | None = None
-
-    def provision(self) -> Chosen:
-        if self._installation is None:
-            self._installation = self._find()
-        return self._installation.chosen
 
     def url(self, *, through: bool = False) -> str:
-        host, port = self._through[0] if through and self._through else self.upstream()[0]
+        host, port = self._address(through)
         return f"pubsub://{PROJECT}?{urlencode({'emulator_host': f'{host}:{port}'}, safe=':')}"
-
-    def upstream(self) -> list[tuple[str, int]]:
-        assert self._ports is not None, "start it first"
-        return [(LOOPBACK, self._ports[0])]
 
     def environment(self) -> Mapping[str, str]:
         host, port = self.upstream()[0]
         return _environment(f"{host}:{port}", PROJECT)
 
-    def kill(self, node: int = 0) -> None:
-        raise NotSupported(f"{self.name} keeps nothing on disk: killed, it could not be started again on its data")
-
-    def restart(self, node: int = 0, timeout: float = 60.0) -> None:
-        raise NotSupported(f"{self.name} keeps nothing on disk: it cannot be started again on its data")
-
-    def leader(self, topic: str, subscription: str) -> int | None:
-        return None
-
     def _prepare(self, directory: Path, nodes: int, settings: dict[str, str], timeout: float) -> list[Process]:
-        if nodes != 1:
-            raise NotSupported(f"{self.name} is one process: it has no nodes")
-        if self._secure:
-            raise NotSupported(f"{self.name} has neither TLS nor credentials")
+        port = self._take_port(nodes)
         if settings:
             raise StartFailed(f"{self.name} has no settings of its own, got {', '.join(settings)}")
-        assert self._installation is not None
-        self._ports = Ports(1)
-        host, port = self.upstream()[0]
         env = {**self._mark, "PATH": os.environ.get("PATH") or os.defpath, "HOME": str(directory)}
-        command = self._installation.command(host, port, directory)
+        command = self._found.command(LOOPBACK, port, directory)
         return [Process(self.name, command, env=env, directory=directory, log=directory / "emulator.log")]
 
     def _serving(self, node: int) -> bool:

@@ -50,6 +50,15 @@ _REWINDS_FOR = 60.0
 """Seconds after its delay within which a nacked message has come again."""
 _AT_ONCE = 0.1
 """Seconds within which a pull is answered where there is more to be had."""
+_MARGIN = 1.0
+"""Seconds by which the service may take a lease to be over before we do: it began when the answer left, not when it
+came. Seen on Google's emulator: 10 ms before the end by our clock, the message was with another consumer, and the ack
+was accepted without a word."""
+_STILL = 0.5
+"""Seconds without a sign of life after which this process stood still. An answer that is found then may have lain
+about since it did."""
+_SIGN = 0.2
+"""Seconds between two signs of life."""
 LONGEST = 600
 """Seconds of the longest lease, and of the longest delay of a nack."""
 
@@ -113,8 +122,14 @@ class PubsubReceiver(Receiver):
         self._events = events
         self._prefetch_bytes = prefetch_bytes
         self._typical = 1024.0
+        # A pull that outlives this process must end before the leases do, or it takes what comes free with it.
+        self._patience = min(_PULL, 0.6 * self._lease)
         self._timeout = max(0.75, min(10.0, self._lease / 4))  # two renewals may fail and a third be in time
+        self._pulling = True
         self._arrived = threading.Event()
+        self._awake_at = time.monotonic()
+        self._still = (0.0, 0.0)
+        """From when to when this process stood still the last time, at the longest."""
         self._unanswered: list[PubsubIncoming] = []
         self._lock = threading.Lock()
         self._failing_since: float | None = None
@@ -126,23 +141,38 @@ class PubsubReceiver(Receiver):
 
     def receive(self, max_messages: int, timeout: float) -> Sequence[Incoming]:
         self._check()
+        self._awake()
         if max_messages <= 0:
             self._keep_buffer()
             if timeout > 0:
-                self._arrived.wait(timeout)
+                self._wait(timeout)
             return []
         self._arrived.clear()
         self._begin(max_messages)
         if not self._buffer and not any(pull.future.done() for pull in self._pulls):
-            self._arrived.wait(timeout)
+            self._wait(timeout)
             self._check()
         self._collect()
         now = time.monotonic()
         received = [delivery for delivery in self._buffer[:max_messages] if delivery.deadline > now]
         del self._buffer[:max_messages]
         if not received and self._failing_since is not None:
-            self._arrived.wait(min(timeout, 0.1))  # calls fail at once where nobody listens
+            self._wait(min(timeout, 0.1))  # calls fail at once where nobody listens
         return received
+
+    def _wait(self, timeout: float) -> None:
+        """For an answer."""
+        until = self._awake() + timeout
+        while not self._arrived.wait(min(_SIGN, max(0.0, until - self._awake_at))) and self._awake() < until:
+            pass
+
+    def _awake(self) -> float:
+        """A sign of life; what time it is."""
+        now = time.monotonic()
+        if now - self._awake_at > _STILL:
+            self._still = self._awake_at, now
+        self._awake_at = now
+        return now
 
     def _begin(self, max_messages: int) -> None:
         """Starts the pulls that may be, within the bounds on messages and, by their typical size, on bytes."""
@@ -161,16 +191,30 @@ class PubsubReceiver(Receiver):
 
     def _start(self, pull: _Pull) -> None:
         def ended(_: Any) -> None:
-            pull.ended_at = time.monotonic()
+            now = self._awake()
+            since, until = self._still
+            pull.ended_at = max(since, pull.began_at) if until > pull.began_at else now
             self._arrived.set()
 
         request = PullRequest(subscription=pull.place.path, max_messages=pull.asked)
         try:
-            pull.future = self._link.begin("Pull", request, _PULL, ended)
+            with self._lock:
+                if self._pulling:
+                    pull.future = self._link.begin("Pull", request, self._patience, ended)
+                    self._pulls.append(pull)
         except ValueError:  # the channel was closed by another thread
             self._check()
             raise
-        self._pulls.append(pull)
+
+    def _pull_no_more(self) -> None:
+        """Before anything is given back for good: a pull of ours that waits would be the first to be handed it."""
+        with self._lock:
+            waiting = [pull for pull in self._pulls if not pull.future.done()] if self._pulling else []
+            self._pulling = False
+        for pull in waiting:
+            pull.future.cancel()
+        for place in {pull.place for pull in waiting}:
+            self._alive(place)  # an answer on the same connection: the service has read the cancellations too
 
     def _collect(self) -> None:
         """What pulls have brought goes into the buffer."""
@@ -180,14 +224,16 @@ class PubsubReceiver(Receiver):
             try:
                 found = answer_of(pull.future).received_messages
             except grpc.FutureCancelledError:
-                self._check()
                 continue
             except grpc.RpcError as error:
                 pull.place.learn(pull, 0)
                 self._pull_failed(pull.place, error)
                 continue
             self._answered()
-            place, deadline = pull.place, pull.ended_at + self._lease
+            place = pull.place
+            # An answer that lay about while this process stood still left before its pull was over at the service.
+            left = min(pull.ended_at, pull.began_at + self._patience) - min(_MARGIN, self._lease / 8)
+            deadline = max(pull.began_at, left) + self._lease
             place.learn(pull, len(found))
             received = [PubsubIncoming(native, place.topic, place.path, deadline) for native in found]
             if self._rewound is not None:
@@ -235,6 +281,8 @@ class PubsubReceiver(Receiver):
         self._check()
         if rejects:
             raise NotSupported("Pub/Sub moves nothing to the dead letters when asked to: the layer does")
+        if any(nack.unstarted for nack in nacks):
+            self._pull_no_more()
         ends = _Ends()
         with self._lock:
             again, self._unanswered = self._unanswered, []
@@ -277,10 +325,9 @@ class PubsubReceiver(Receiver):
         self._closed = True
         self._arrived.set()
         if not self._over:
+            self._pull_no_more()
             self._give_back()
             self._end("the receiver was closed before Pub/Sub answered")
-        for pull in self._pulls:
-            pull.future.cancel()
         self._link.close()
 
     def _give_back(self) -> None:
@@ -340,7 +387,9 @@ class PubsubReceiver(Receiver):
             return False
         self._answered()
         if not renewal:
-            ends.settled += tokens
+            now = time.monotonic()
+            for token in tokens:  # an ack that came too late is answered as a good one is
+                (ends.unknown if again and token.deadline <= now else ends.settled).append(token)
         return True
 
     def _not_done(

@@ -120,10 +120,22 @@ class SqsIncoming(Incoming):
     """One message as received, decoded when looked at. It is its own token.
 
     `handle` is the newest receipt handle, `deadline` and `cap` on the receiver's clock: when the lease ends, and when
-    no renewal helps any more.
+    no renewal helps any more. `renewal` is the lease in seconds that waits to be asked for.
     """
 
-    __slots__ = ("_attempt", "_decoded", "cap", "deadline", "handle", "native", "queue", "size", "state", "topic")
+    __slots__ = (
+        "_attempt",
+        "_decoded",
+        "cap",
+        "deadline",
+        "handle",
+        "native",
+        "queue",
+        "renewal",
+        "size",
+        "state",
+        "topic",
+    )
 
     def __init__(self, native: Any, topic: str, queue: Any, deadline: float, cap: float) -> None:
         self.native = native
@@ -133,6 +145,7 @@ class SqsIncoming(Incoming):
         self.size = len(native.get("Body", ""))
         self.deadline = deadline
         self.cap = cap
+        self.renewal = 0
         self.state = "held"
         self._decoded: _Decoded | None = None
         self._attempt = native.get("Attributes", {}).get("ApproximateReceiveCount")

@@ -20,21 +20,21 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.error import HTTPError
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import parse_qs, unquote, urlencode, urlsplit
 
 from brokerkit.errors import NotSupported
 from brokerkit.local import maven
 from brokerkit.local.chain import Chain, RunningBroker
 from brokerkit.local.contract import Chosen, LocalBroker, StartFailed, Unavailable
 from brokerkit.local.docker import ContainerBroker
-from brokerkit.local.native import ProcessBroker
-from brokerkit.local.ports import LOOPBACK, Ports
+from brokerkit.local.native import ForgetfulBroker, FoundBroker, SingleBroker
+from brokerkit.local.ports import LOOPBACK
 from brokerkit.local.processes import Process
 
 VERSION = "1.7.1"
 ARTIFACTS = (f"org.elasticmq:elasticmq-server_2.13:{VERSION}",)
-FAST: Mapping[str, str] = {"lease_seconds": "4", "wait_seconds": "1", "request_timeout": "5"}
-MOTO_FAST: Mapping[str, str] = {**FAST, "fan_out": "sns", "wait_seconds": "0"}
+FAST: Mapping[str, str] = {"lease_seconds": "6", "wait_seconds": "1", "request_timeout": "5"}
+MOTO_FAST: Mapping[str, str] = {**FAST, "lease_seconds": "4", "fan_out": "sns", "wait_seconds": "0"}
 """moto goes on with the long poll of a client that has died, and hands it what comes."""
 REGION = "us-east-1"
 KEY, SECRET = "local", "local"  # emulators take any
@@ -45,12 +45,21 @@ def brokers() -> Mapping[str, Callable[[], LocalBroker]]:
     return {
         "sqs": lambda: _elasticmq("sqs"),
         "sqs:elasticmq": lambda: _elasticmq("sqs:elasticmq"),
-        "sqs:moto": lambda: Chain(
-            "sqs:moto",
-            [("running", _Running("sqs:moto", "SQS", 80)), ("recipe", MotoServer("sqs:moto"))],
-            fast_settings=MOTO_FAST,
-        ),
+        "sqs:moto": _Moto,
     }
+
+
+class _Moto(Chain):
+    """One Python process whose every call looks at the whole queue: thousands of messages, or dozens of idle
+    consumers, and it answers nobody within a lease."""
+
+    cells_at_once = 2
+    sends_a_second = 20.0
+
+    def __init__(self) -> None:
+        name = "sqs:moto"
+        ways: list[tuple[str, LocalBroker]] = [("running", _Running(name, "SQS", 80)), ("recipe", MotoServer(name))]
+        super().__init__(name, ways, fast_settings=MOTO_FAST)
 
 
 def _elasticmq(name: str) -> Chain:
@@ -60,11 +69,37 @@ def _elasticmq(name: str) -> Chain:
         ("recipe", ElasticMq(name, _fetched)),
         ("docker", _Container(name)),
     ]
-    return Chain(name, candidates, fast_settings=FAST)
+    chain = Chain(name, candidates, fast_settings=FAST)
+    # A call of ten takes it 25 ms on its own, and calls wait for one another: with more cells, or longer queues, it
+    # answers later than a lease lasts.
+    chain.cells_at_once = 2
+    chain.sends_a_second = 60.0
+    return chain
+
+
+def _environment(url: str) -> Mapping[str, str]:
+    """What Amazon's own libraries and command line read to talk to the endpoint of an `sqs://` URL. Nothing of the
+    sort for Amazon's own endpoint but the region: its credentials are the user's own affair."""
+    parts = urlsplit(url)
+    if parts.port is None:
+        endpoint, region = parse_qs(parts.query).get("endpoint_url", [""])[-1], parts.netloc
+    else:
+        host = f"[{parts.hostname}]" if parts.hostname and ":" in parts.hostname else parts.hostname
+        scheme = "https" if parse_qs(parts.query).get("tls", [""])[-1] == "true" else "http"
+        endpoint, region = f"{scheme}://{host}:{parts.port}", parts.path.strip("/")
+    found = {"AWS_REGION": region, "AWS_DEFAULT_REGION": region}
+    if endpoint:
+        found |= {"AWS_ENDPOINT_URL_SQS": endpoint, "AWS_ENDPOINT_URL_SNS": endpoint}
+    if parts.username and parts.password:
+        found |= {"AWS_ACCESS_KEY_ID": unquote(parts.username), "AWS_SECRET_ACCESS_KEY": unquote(parts.password)}
+    return found
 
 
 class _Running(RunningBroker):
     """An endpoint that somebody else runs, or Amazon's own, which has no one port to look at."""
+
+    def environment(self) -> Mapping[str, str]:
+        return _environment(self.url())
 
     def upstream(self) -> list[tuple[str, int]]:
         parts = urlsplit(os.environ[self.variable])
@@ -74,35 +109,22 @@ class _Running(RunningBroker):
         return super().url(through=through and bool(self.upstream()))
 
 
-class _Endpoint(ProcessBroker):
+class _Endpoint(SingleBroker):
     """One process that answers SQS's calls over plain HTTP."""
 
     fast_settings = FAST
     emulator = ""
+    insecure = "speaks plain HTTP and takes any credentials: it cannot be secured"
 
     def url(self, *, through: bool = False) -> str:
-        host, port = self._through[0] if through and self._through else (LOOPBACK, self._port)
+        host, port = self._address(through)
         return f"sqs://{KEY}:{SECRET}@{host}:{port}/{REGION}?{urlencode({'emulator': self.emulator})}"
 
-    def upstream(self) -> list[tuple[str, int]]:
-        return [(LOOPBACK, self._port)]
-
-    def leader(self, topic: str, subscription: str) -> int | None:
-        return None
+    def environment(self) -> Mapping[str, str]:
+        return _environment(self.url())
 
     def _serving(self, node: int) -> bool:
-        return answers(self._port)
-
-    def _alone(self, nodes: int) -> None:
-        if nodes != 1:
-            raise NotSupported(f"{self.name} is one process: it has no nodes")
-        if self._secure:
-            raise NotSupported(f"{self.name} speaks plain HTTP and takes any credentials: it cannot be secured")
-
-    @property
-    def _port(self) -> int:
-        assert self._ports is not None
-        return self._ports[0]
+        return answers(self.upstream()[0][1])
 
 
 def answers(port: int) -> bool:
@@ -138,23 +160,11 @@ _JVM = ("-XX:+UseSerialGC", "-Xshare:auto", "-XX:-UsePerfData", "-Xlog:disable")
 _COMPILER = "-XX:TieredStopAtLevel=1"
 
 
-class ElasticMq(_Endpoint):
+class ElasticMq(_Endpoint, FoundBroker[Installation]):
     emulator = "elasticmq"
 
-    def __init__(self, name: str, find: Callable[[], Installation]) -> None:
-        super().__init__(name)
-        self._find = find
-        self._installation: Installation | None = None
-
-    def provision(self) -> Chosen:
-        if self._installation is None:
-            self._installation = self._find()
-        return self._installation.chosen
-
     def _prepare(self, directory: Path, nodes: int, settings: dict[str, str], timeout: float) -> list[Process]:
-        self._alone(nodes)
-        assert self._installation is not None
-        self._ports = Ports(1)
+        port = self._take_port(nodes)
         settings = dict(settings)
         heap = settings.pop("jvm.heap", "256m")
         options = settings.pop("jvm.options", _COMPILER).split()
@@ -166,8 +176,8 @@ class ElasticMq(_Endpoint):
                 "jvm.heap, jvm.options"
             )
         file = directory / "elasticmq.conf"
-        file.write_text(_configuration(self._port, directory / "messages", delay, kept == "file"))
-        found = self._installation
+        file.write_text(_configuration(port, directory / "messages", delay, kept == "file"))
+        found = self._found
         shared = [f"-XX:SharedArchiveFile={':'.join(map(str, found.archives))}"] if found.archives else []
         command = [
             *(str(found.java), f"-Xmx{heap}", *_JVM, *shared, *options),
@@ -227,6 +237,9 @@ class _Container(ContainerBroker):
     def provision(self) -> Chosen:
         return replace(super().provision(), kind="emulator")
 
+    def environment(self) -> Mapping[str, str]:
+        return _environment(self.url())
+
     def _url(self, hosts: Sequence[tuple[str, int]]) -> str:
         host, port = hosts[0]
         return f"sqs://{KEY}:{SECRET}@{host}:{port}/{REGION}"
@@ -238,7 +251,7 @@ class _Container(ContainerBroker):
 # ---------------------------------------------------------------- moto
 
 
-class MotoServer(_Endpoint):
+class MotoServer(ForgetfulBroker, _Endpoint):
     """moto's server, in a process of its own."""
 
     fast_settings = MOTO_FAST
@@ -253,12 +266,15 @@ class MotoServer(_Endpoint):
             found = version("moto")
         return Chosen("recipe", "moto", found, "mock", "moto.server on this Python")
 
+    def pause(self, node: int = 0) -> None:
+        """What it had taken for a poll before, it hands out after the pause, with leases that began before it."""
+        raise NotSupported(f"{self.name}, a mock, does not count the time in which it stands still")
+
     def _prepare(self, directory: Path, nodes: int, settings: dict[str, str], timeout: float) -> list[Process]:
-        self._alone(nodes)
+        port = self._take_port(nodes)
         if settings:
             raise StartFailed(f"moto's server has no settings, got {', '.join(settings)}")
-        self._ports = Ports(1)
-        command = [sys.executable, "-m", "moto.server", "-H", LOOPBACK, "-p", str(self._port)]
+        command = [sys.executable, "-m", "moto.server", "-H", LOOPBACK, "-p", str(port)]
         path = os.environ.get("PATH") or os.defpath
         env = {**self._mark, "PATH": path, "HOME": str(directory)}
         return [Process("moto", command, env=env, directory=directory, log=directory / "moto.log")]

@@ -128,8 +128,12 @@ class SqsReceiver(Receiver):
             self._put_change(_Change(nack.token, min(math.ceil(nack.delay), LEASE_CAP), renews=False))
 
     def extend(self, tokens: Sequence[Token], seconds: float) -> None:
+        """Where answers are slow it is asked again before they came: what waits for its turn waits once."""
+        wanted = math.ceil(seconds)
         for token in tokens:
-            self._put_change(_Change(token, math.ceil(seconds), renews=True))
+            if token.renewal < wanted:
+                token.renewal = wanted
+                self._put_change(_Change(token, wanted, renews=True))
 
     def flush(self, timeout: float) -> None:
         """Only hurries: every answer comes by itself."""
@@ -191,7 +195,7 @@ class SqsReceiver(Receiver):
                 MessageSystemAttributeNames=["ApproximateReceiveCount", "SentTimestamp"],
             )
             found = answer.get("Messages") or ()
-            received = self._received_at(answer, began)
+            received = self._leased_at(answer, began)
             self._well(polled)
         except FAILURES as error:
             received = began
@@ -220,7 +224,7 @@ class SqsReceiver(Receiver):
         id = str(raw.get("MessageId", ""))
         known = self._held.get(id)
         if known is not None and known.state in ("held", "acking") and not self._closed:
-            if known.deadline - received > min(_MARGIN, lease / 4):
+            if known.deadline - received > min(_MARGIN, lease / 8):
                 known.handle = raw["ReceiptHandle"]
                 return None
             lapsed.append(known)
@@ -233,22 +237,19 @@ class SqsReceiver(Receiver):
         self._held[id] = incoming
         return incoming
 
-    def _received_at(self, answer: Any, began: float) -> float:
-        """When the lease began: now, less what the answer has lain about while this process stood still.
-
-        Told by the server's own time stamps, which are whole seconds, against the quickest answer seen.
-        """
+    def _leased_at(self, answer: Any, began: float) -> float:
+        """When the leases of an answer began, at the latest: a little before it came. What it has lain about while
+        this process stood still is told by the server's own time stamps, which are whole seconds, against the
+        quickest answer seen."""
         now = clock()
-        date = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
-        if date is None:
-            return now
         try:
-            offset = now - parsedate_to_datetime(date).timestamp()
-        except ValueError:
-            return now
-        self._offset = min(self._offset, offset)
-        late = offset - self._offset - 1.0
-        return max(began, now - late) if late > 0 else now
+            date = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+        except (KeyError, ValueError):
+            late = 0.0
+        else:
+            self._offset = min(self._offset, now - date.timestamp())
+            late = max(0.0, now - date.timestamp() - self._offset - 1.0)
+        return max(began, now - late - min(_MARGIN, self._settings.lease_seconds / 8))
 
     def _poll_failed(self, polled: _Polled, error: Exception) -> None:
         found = failure(error)
@@ -293,8 +294,10 @@ class SqsReceiver(Receiver):
         over: list[SqsIncoming] = []
         for change in changes:
             incoming = change.incoming
-            if change.renews and incoming.state != "held":
-                continue
+            if change.renews:
+                incoming.renewal = 0
+                if incoming.state != "held":
+                    continue
             if incoming.deadline <= now or (change.renews and incoming.cap - now < 1.0):
                 over.append(incoming)
                 continue

@@ -17,23 +17,6 @@ from brokerkit.local.targets import target
 
 pytestmark = pytest.mark.integration
 
-PLAIN = """
-import os
-from google.cloud import pubsub_v1
-
-project = os.environ["PUBSUB_PROJECT_ID"]
-topic, reader = f"projects/{project}/topics/plain", f"projects/{project}/subscriptions/plain-reader"
-with pubsub_v1.PublisherClient() as publisher, pubsub_v1.SubscriberClient() as subscriber:
-    publisher.create_topic(name=topic)
-    subscriber.create_subscription(name=reader, topic=topic)
-    publisher.publish(topic, b"hello").result(20)
-    found = []
-    while not found:
-        found = subscriber.pull(subscription=reader, max_messages=1, timeout=20).received_messages
-    subscriber.acknowledge(subscription=reader, ack_ids=[found[0].ack_id])
-    print(found[0].message.data.decode())
-"""
-
 
 @pytest.fixture
 def alone(tmp_path: Path) -> Iterator[Mapping[str, str]]:
@@ -58,21 +41,6 @@ def command(env: Mapping[str, str], *arguments: str) -> subprocess.CompletedProc
     return subprocess.run(
         [sys.executable, "-m", "brokerkit.cli", *arguments], env=env, capture_output=True, text=True, timeout=110
     )
-
-
-def test_a_plain_client_talks_to_what_env_prints(alone: Mapping[str, str]) -> None:
-    up = command(alone, "up", "--detach", "pubsub:pstest")
-    assert up.returncode == 0, up.stdout + up.stderr
-    assert "pstest" in up.stdout
-    printed = command(alone, "env", "pubsub:pstest")
-    assert printed.returncode == 0, printed.stderr
-    exports = dict(line.removeprefix("export ").split("=", 1) for line in printed.stdout.splitlines())
-    assert exports["BROKERKIT_PUBSUB_PSTEST_URL"].strip("'").startswith("pubsub://brokerkit-local?emulator_host=")
-    script = f'eval "$({sys.executable} -m brokerkit.cli env)" && exec {sys.executable} -c "$PLAIN"'
-    ended = subprocess.run(
-        ["sh", "-c", script], env={**alone, "PLAIN": PLAIN}, capture_output=True, text=True, timeout=60
-    )
-    assert (ended.returncode, ended.stdout.strip()) == (0, "hello"), ended.stderr
 
 
 def test_env_says_what_is_not_up(alone: Mapping[str, str]) -> None:

@@ -166,6 +166,13 @@ def test_at_most_once_needs_exactly_once_delivery_and_acks_before_the_handler(ur
             assert consumer.receive(10, timeout=LEASE + 2) == []
 
 
+def test_the_retention_is_the_subscription_s_once_it_was_looked_at(broker: brokerkit.Broker, topic: str) -> None:
+    assert broker.claims().properties.retention_seconds == 31 * 86_400, "unread, it may be the most there is"
+    broker.declare(topic, subscriptions=["work"], native={"retention": 1200})
+    with broker.consumer(topic, subscription="work"):
+        assert broker.claims().properties.retention_seconds == 1200
+
+
 def test_native_names_are_taken_as_they_are(
     broker: brokerkit.Broker, url: str, topic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

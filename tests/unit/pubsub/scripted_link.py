@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -38,8 +39,9 @@ NOTHING = object()
 
 
 class Future:
-    def __init__(self, answer: Any) -> None:
+    def __init__(self, answer: Any, on_cancel: Callable[[], None] = lambda: None) -> None:
         self._answer = answer
+        self._on_cancel = on_cancel
         self.was_cancelled = False
 
     def done(self) -> bool:
@@ -50,6 +52,7 @@ class Future:
 
     def cancel(self) -> None:
         self.was_cancelled = True
+        self._on_cancel()
 
     def exception(self) -> Any:
         return self._answer if isinstance(self._answer, Exception) else None
@@ -61,11 +64,15 @@ class Future:
 
 
 class FakeLink:
-    """`script[method]` holds answers, in order; without one a call succeeds. An answer of None never comes."""
+    """`script[method]` holds answers, in order; without one a call succeeds. An answer of None never comes. A call
+    that is cancelled stands among the requests."""
 
     def __init__(self) -> None:
         self.script: dict[str, deque[Any]] = {}
         self.requests: list[tuple[str, Any]] = []
+        self.timeouts: list[tuple[str, float]] = []
+        self.done: list[Any] = []
+        """What each call that was begun wants to be told with."""
         self.closed = False
         self._numbers = iter(range(10**9))
 
@@ -82,7 +89,9 @@ class FakeLink:
         return answer
 
     def begin(self, method: str, request: Any, timeout: float, done: Any = None) -> Future:
-        future = Future(self._answer(method, request))
+        self.timeouts.append((method, timeout))
+        self.done.append(done)
+        future = Future(self._answer(method, request), lambda: self.requests.append((f"cancel {method}", request)))
         if done is not None and future.done():
             done(future)
         return future

@@ -88,6 +88,61 @@ def test_an_ack_after_the_end_of_the_lease_is_lost_and_not_sent(clock):
     assert told.link.asked("Acknowledge") == []
 
 
+def test_the_lease_is_over_here_before_it_is_at_the_service(clock):
+    told = Told()
+    told.receiver.receive(10, 0.0)
+    [pull] = told.receiver._pulls
+    clock.now += 5  # it waits for a message
+    pull.future._answer = pulled("a")
+    pull.ended_at = clock.now
+    held = told.receiver.receive(10, 0.0)
+    clock.now += 9.5
+    told.receiver.settle(acks=held)
+    assert told.ends == [("a", "lost")]
+
+
+def test_an_ack_that_is_answered_after_the_end_of_the_lease_is_unknown(clock, monkeypatch):
+    told = Told()
+    held = told.holding("a")
+    call = told.link.call
+
+    def slow(*arguments: Any) -> Any:
+        clock.now += 2
+        return call(*arguments)
+
+    monkeypatch.setattr(told.link, "call", slow)
+    clock.now += 8
+    told.receiver.settle(acks=held)
+    assert told.ends == [("a", "unknown")]
+    assert told.link.asked("Acknowledge")
+
+
+def test_the_lease_of_an_answer_that_lay_about_began_when_its_pull_was_over(clock):
+    told = Told()
+    told.receiver.receive(10, 0.0)
+    clock.now += 30  # this process stands still
+    [pull] = told.receiver._pulls
+    pull.future._answer = pulled("a")
+    pull.ended_at = clock.now
+    assert told.receiver.receive(10, 0.0) == []
+
+
+def test_the_lease_of_what_came_while_this_process_stood_still_is_as_old_as_that(clock):
+    told = Told()
+    told.receiver.receive(10, 0.0)
+    [pull] = told.receiver._pulls
+    began = clock.now
+    clock.now += 3  # and only then is the answer found
+    pull.future._answer = pulled("a")
+    told.receiver._arrived.set()
+    told.link.done[-1](pull.future)
+    assert pull.ended_at == began
+    held = told.receiver.receive(10, 0.0)
+    clock.now += 7.1
+    told.receiver.settle(acks=held)
+    assert told.ends == [("a", "lost")]
+
+
 def test_a_renewal_moves_the_end_of_the_lease(clock):
     told = Told()
     held = told.holding("a")
@@ -275,6 +330,31 @@ def test_close_gives_back_what_was_pulled_and_handed_to_nobody():
     [request] = told.link.asked("ModifyAckDeadline")
     assert (list(request.ack_ids), request.ack_deadline_seconds) == (["late"], 0)
     assert told.link.closed
+
+
+def test_what_is_given_back_for_good_goes_to_no_pull_of_our_own():
+    told = Told()
+    [held] = told.holding("a")
+    told.receiver.receive(10, 0.0)
+    told.receiver.settle(nacks=[Nack(held, 0.0, unstarted=True)])
+    told.receiver.receive(10, 0.0)
+    told.receiver.close(1.0)
+    methods = [method for method, _ in told.link.requests]
+    assert methods == ["Pull", "Pull", "cancel Pull", "GetSubscription", "ModifyAckDeadline"]
+
+
+def test_a_handler_s_nack_ends_no_pull():
+    told = Told()
+    [held] = told.holding("a")
+    told.receiver.receive(10, 0.0)
+    told.receiver.settle(nacks=[Nack(held, 0.0)])
+    assert not told.link.asked("cancel Pull")
+
+
+def test_a_pull_is_over_before_the_leases_of_a_process_that_died_with_it():
+    told = Told()
+    told.holding("a")
+    assert told.link.timeouts == [("Pull", 6.0)]
 
 
 def test_where_pulls_bring_less_than_they_ask_for_several_are_under_way():

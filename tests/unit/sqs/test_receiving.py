@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -129,6 +130,18 @@ def test_nothing_is_deleted_once_the_lease_is_over(sqs: Scripted, told: Told, ma
     assert sqs.batches("delete_message_batch") == []
 
 
+def test_a_lease_is_over_here_before_it_is_at_sqs(sqs: Scripted, told: Told, make: Make, clock: list[float]):
+    def waits(arguments: Any) -> None:
+        if sqs.waiting:
+            clock[0] += 5.0
+
+    sqs.answers["receive_message"] = waits
+    sqs.arrive("m-1", "r-1")
+    receiver = make()
+    (incoming,) = take(receiver, 1)
+    assert 28.0 < incoming.deadline - module.clock() < 29.5
+
+
 def test_a_lease_that_ran_out_is_told_without_being_asked(sqs: Scripted, told: Told, make: Make, clock: list[float]):
     sqs.arrive("m-1", "r-1")
     receiver = make()
@@ -159,6 +172,22 @@ def test_a_renewal_moves_the_end_of_the_lease(sqs: Scripted, told: Told, make: M
     receiver.settle(acks=[incoming])
     until(lambda: told.ends)
     assert told.ends[incoming] is End.SETTLED
+
+
+def test_renewals_that_wait_behind_a_slow_answer_are_asked_once(sqs: Scripted, make: Make):
+    answering = threading.Event()
+    sqs.answers["change_message_visibility_batch"] = lambda _: answering.wait(5.0) and {}
+    sqs.arrive("m-1", "r-1")
+    receiver = make()
+    taken = take(receiver, 1)
+    receiver.extend(taken, 30.0)
+    until(lambda: sqs.batches("change_message_visibility_batch"))
+    for seconds in (30.0, 30.0, 60.0, 60.0):
+        receiver.extend(taken, seconds)
+    answering.set()
+    until(lambda: taken[0].deadline > module.clock() + 50)
+    asked = [one["VisibilityTimeout"] for batch in sqs.batches("change_message_visibility_batch") for one in batch]
+    assert asked == [30, 30, 60]
 
 
 def test_no_renewal_goes_past_twelve_hours_from_the_receipt(sqs: Scripted, told: Told, make: Make, clock: list[float]):

@@ -8,7 +8,7 @@ from brokerkit_sqs.settings import client_options, place_of
 
 import brokerkit
 from brokerkit.errors import ConfigurationError
-from brokerkit.guarantees import FailurePoint, Likelihood
+from brokerkit.guarantees import Likelihood
 from brokerkit.url import parse
 
 WRONG = {
@@ -116,7 +116,6 @@ def test_claims_follow_the_settings():
     assert (plain.properties.lease_seconds, fanned.properties.lease_seconds) == (30.0, 60.0)
     assert (plain.properties.durable, moto.properties.durable) == ("replicated", "none")
     assert any("stale" in note for note in moto.properties.notes)
-    assert moto.points[FailurePoint.BROKER_KILLED].loss is Likelihood.EXPECTED
 
 
 @pytest.mark.parametrize("consumer", ["at_most_once", "at_least_once"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from brokerkit_conformance.checks.leases import end_of_ack
 from brokerkit_conformance.checks.registry import check
 from brokerkit_conformance.faults.proxy import Changed
 from brokerkit_conformance.story import Story
@@ -37,8 +38,7 @@ def hazard_stale_handle_accepted(story: Story) -> None:
         story.expect("another consumer takes over what the frozen one held", taken, id, witness=True)
         story.thaw(frozen)
         frozen.release()
-        story.wait(lambda name=frozen.name, it=id: bool(_told(story, name, it)), 15.0)  # type: ignore[misc]
-        told = _told(story, frozen.name, id)
+        told = end_of_ack(story, frozen.name, id)
         story.expect("a late ack ends as lost, or unknown, whatever the endpoint would say", told in _HONEST, told)
         story.expect("no delete is sent with a handle whose lease is over", not deletes.evidence, len(deletes.evidence))
         story.heal_network()
@@ -50,11 +50,3 @@ def hazard_stale_handle_accepted(story: Story) -> None:
 
 
 _HONEST = ("lost", "unknown", "LeaseLost", "Closed")
-
-
-def _told(story: Story, actor: str, id: str) -> str:
-    """What the ack of `id` ended as, or the error it raised."""
-    for event in story.tail.events:
-        if event.op == "ack" and event.id == id and event.actor == actor and event.type in ("ok", "fail"):
-            return str(event.get("end") or event.get("error"))
-    return ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -32,6 +33,9 @@ _PATIENCE = 20.0
 """Seconds that coordinators and leaders are given to take office."""
 
 
+_NO_ANSWER = (KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError._DESTROY)
+
+
 def patiently(ask: Callable[[], T]) -> T:
     """For what is answered only once coordinators and leaders have taken office."""
     deadline = time.monotonic() + _PATIENCE
@@ -44,15 +48,36 @@ def patiently(ask: Callable[[], T]) -> T:
             time.sleep(0.05)
 
 
+class _Told:
+    """The first error that librdkafka told, or the first about access."""
+
+    def __init__(self) -> None:
+        self.error: KafkaError | None = None
+
+    def __call__(self, error: KafkaError) -> None:
+        if self.error is None or error.code() in ACCESS or self.error.code() not in ACCESS:
+            self.error = error
+
+
+_dropped: deque[AdminClient] = deque()
+"""Clients whose Admin was dropped unclosed.
+
+A client has to be closed by one of our threads: when the garbage collector happens to run in the thread in
+which it answers, destroying it there aborts the process (rd_kafka_destroy's documented restriction).
+"""
+
+
 class Admin:
     """Raises NotFound for a topic that does not exist. Safe from several threads."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        self._config = {**config, "error_cb": self._on_error}
+        self._told = _Told()
+        self._config = {**config, "error_cb": self._told}
         self._lock = threading.Lock()
-        self._client: AdminClient | None = None
-        self._retired: deque[AdminClient] = deque(maxlen=2)  # not to be destroyed while it may still answer
-        self._trouble: KafkaError | None = None
+        self._client: list[AdminClient] = []  # at most one; it outlives this object
+        weakref.finalize(self, _dropped.extend, self._client)
+        while _dropped:
+            _end(_dropped.pop())
 
     def cluster(self, timeout: float = 10.0) -> DescribeClusterResult:
         found: DescribeClusterResult = self.ask("describing the cluster", timeout, AdminClient.describe_cluster)
@@ -70,12 +95,7 @@ class Admin:
             raise NotFound(f"topic {name!r} does not exist; declare it first") from None
 
     def facts(self, topic: TopicDescription, timeout: float = 10.0) -> Facts:
-        resource = ConfigResource(ResourceType.TOPIC, topic.name)
-        config = self.ask(
-            f"reading the settings of topic {topic.name!r}",
-            timeout,
-            lambda client: client.describe_configs([resource], request_timeout=timeout)[resource],
-        )
+        config = self._settings(topic.name, timeout)
         replication = min((len(partition.replicas) for partition in topic.partitions), default=1)
         return Facts(replication, min(replication, int(config["min.insync.replicas"].value or 1)))
 
@@ -87,14 +107,17 @@ class Admin:
             self.ask(f"creating topic {name!r}", 20.0, lambda client: client.create_topics([new])[name])
 
     def ready(self, name: str) -> TopicDescription:
-        """The topic, once all its partitions have leaders. One that was just made need not be known everywhere."""
+        """The topic, once all its partitions have leaders and every node has heard of it: others may ask any node."""
 
         def look() -> TopicDescription:
             with suppress(NotFound):
                 found = self.topic(name)
+                nodes = self.cluster().nodes
+                for node in nodes if len(nodes) > 1 else ():
+                    self._settings(name, 3.0, broker=node.id)
                 if all(partition.leader is not None for partition in found.partitions):
                     return found
-            raise ConnectionLost(f"topic {name!r} has no leaders yet")
+            raise ConnectionLost(f"topic {name!r} has no leaders yet, or not every node knows it")
 
         return patiently(look)
 
@@ -128,34 +151,47 @@ class Admin:
         )
         return int(answer.offset)
 
+    def _settings(self, topic: str, timeout: float, **where: int) -> Mapping[str, Any]:
+        """As any node has them, or the one of `broker`."""
+        resource = ConfigResource(ResourceType.TOPIC, topic)
+        found: Mapping[str, Any] = self.ask(
+            f"reading the settings of topic {topic!r}",
+            timeout,
+            lambda client: client.describe_configs([resource], request_timeout=timeout, **where)[resource],
+        )
+        return found
+
     def ask(self, doing: str, timeout: float, question: Callable[[AdminClient], Future[T]]) -> T:
         """The answer to `question`. Wrong credentials are told as soon as the broker has."""
         client = self._connected()
-        future = question(client)
         deadline = time.monotonic() + timeout
-        while True:
-            try:
-                answer = future.result(min(0.1, max(0.0, deadline - time.monotonic())))
-            except FutureTimeout:
-                client.poll(0)  # runs the error callback
-                over = time.monotonic() >= deadline
-            except KafkaException as error:
-                over = error.args[0].code() in (KafkaError._TIMED_OUT, KafkaError._TRANSPORT)
-                if not over:
-                    raise translated(error.args[0], doing) from None
-            else:
-                self._trouble = None
-                return answer
-            trouble = self._trouble
-            if trouble is not None and trouble.code() in ACCESS:
-                raise translated(trouble, doing)
-            if over:
-                self._retire(client)
-                raise ConnectionLost(f"{doing}: {trouble.str() if trouble is not None else 'no answer in time'}")
+        try:
+            future = question(client)
+            while True:
+                try:
+                    answer = future.result(min(0.1, max(0.0, deadline - time.monotonic())))
+                except FutureTimeout:
+                    client.poll(0)  # runs the error callback
+                    over = time.monotonic() >= deadline
+                except KafkaException as error:
+                    over = error.args[0].code() in _NO_ANSWER
+                    if not over:
+                        raise translated(error.args[0], doing) from None
+                else:
+                    self._told.error = None
+                    return answer
+                trouble = self._told.error
+                if trouble is not None and trouble.code() in ACCESS:
+                    raise translated(trouble, doing)
+                if over:
+                    self._replace(client)
+                    raise ConnectionLost(f"{doing}: {trouble.str() if trouble is not None else 'no answer in time'}")
+        except RuntimeError:  # the client is closed: by close(), or by another thread that had no answer from it
+            raise ConnectionLost(f"{doing}: the connection was closed meanwhile") from None
 
     def close(self) -> None:
-        with self._lock:
-            self._client = None
+        for client in self._client.copy():
+            self._replace(client)
 
     def _exists(self, name: str) -> bool:
         try:
@@ -166,17 +202,18 @@ class Admin:
 
     def _connected(self) -> AdminClient:
         with self._lock:
-            if self._client is None:
-                self._client = made(AdminClient, self._config)
-            return self._client
+            if not self._client:
+                self._client.append(made(AdminClient, self._config))
+            return self._client[0]
 
-    def _retire(self, client: AdminClient) -> None:
-        """It may have lost sight of every broker: see outage.Forgotten."""
+    def _replace(self, client: AdminClient) -> None:
+        """It may have lost sight of every broker (see outage.Forgotten): the next question makes another."""
         with self._lock:
-            if self._client is client:
-                self._retired.append(client)
-                self._client = None
+            if client in self._client:
+                self._client.remove(client)
+                _end(client)
 
-    def _on_error(self, error: KafkaError) -> None:
-        if self._trouble is None or error.code() in ACCESS or self._trouble.code() not in ACCESS:
-            self._trouble = error
+
+def _end(client: AdminClient) -> None:
+    with client:
+        pass

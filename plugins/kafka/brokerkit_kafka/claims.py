@@ -31,6 +31,10 @@ _TAKEN_ONCE: Mapping[FailurePoint, Claim] = {
     FailurePoint.ACK_LOST_KEPT_AWAY: _FORGOTTEN,
     FailurePoint.ACK_LOST_BACK_AT_ONCE: _FORGOTTEN,
     FailurePoint.CONSUMER_FROZEN: _FORGOTTEN,
+    FailurePoint.LEASE_EXPIRED: Claim(),
+    FailurePoint.LEASE_KEPT: Claim(),
+    FailurePoint.BUFFERED_LEASE: Claim(),
+    FailurePoint.LEASE_RELEASED: _FORGOTTEN,
     FailurePoint.CONSUMERS_COME_AND_GO: _FORGOTTEN,
     FailurePoint.CLEAN_SHUTDOWN: Claim(),
 }
@@ -39,6 +43,7 @@ _AGAIN = Claim(
     NEVER, POSSIBLE, condition="what was handled and not yet committed is handed out again", source=_MEASURED
 )
 _SURELY_AGAIN = replace(_AGAIN, duplicate=EXPECTED)
+_POLLED = Claim(source=_MEASURED)
 _TAKEN_AGAIN: Mapping[FailurePoint, Claim] = {
     FailurePoint.NONE: Claim(),
     **dict.fromkeys(_OUTAGES, _AGAIN),
@@ -47,6 +52,10 @@ _TAKEN_AGAIN: Mapping[FailurePoint, Claim] = {
     FailurePoint.ACK_LOST_KEPT_AWAY: _SURELY_AGAIN,
     FailurePoint.ACK_LOST_BACK_AT_ONCE: replace(_AGAIN, condition="back within its session, it commits again"),
     FailurePoint.CONSUMER_FROZEN: _SURELY_AGAIN,
+    FailurePoint.LEASE_EXPIRED: replace(_AGAIN, condition="its process stands still and polls no more"),
+    FailurePoint.LEASE_KEPT: replace(_POLLED, condition="polling goes on under a slow handler, its partitions paused"),
+    FailurePoint.BUFFERED_LEASE: replace(_POLLED, condition="what is buffered is the partition's, kept by polling"),
+    FailurePoint.LEASE_RELEASED: _AGAIN,
     FailurePoint.CONSUMERS_COME_AND_GO: _SURELY_AGAIN,
     FailurePoint.CLEAN_SHUTDOWN: Claim(),
     FailurePoint.POISON: Claim(NEVER, POSSIBLE, condition="a dead letter may be sent twice"),
@@ -55,6 +64,11 @@ _TAKEN_AGAIN: Mapping[FailurePoint, Claim] = {
 _ONCE = Claim(condition="from Kafka to the same Kafka, read at read_committed", source=_MEASURED)
 _TRANSACTIONS: Mapping[FailurePoint, Claim] = {
     **dict.fromkeys([point for point in FailurePoint if point is not FailurePoint.LEADER_KILLED], _ONCE),
+    FailurePoint.TXN_DELAYED_REQUESTS: replace(
+        _ONCE,
+        condition="librdkafka ends transactions by EndTxn v1, without an epoch for each (KIP-890), on any broker: so a "
+        "producer that may have asked twice is replaced before its next transaction",
+    ),
     FailurePoint.EXTERNAL_EFFECT_DOUBLES: replace(
         _ONCE,
         duplicate=EXPECTED,
@@ -135,6 +149,8 @@ def _properties(config: Config, facts: Facts, max_body: int) -> Properties:
         order="per_partition" if idempotent else "none",
         lease="polling",
         lease_seconds=session,
+        # librdkafka takes no interval between polls shorter than the session.
+        short_lease={} if session is None else {"client.max.poll.interval.ms": f"{session * 1000:.0f}"},
         redelivery_seconds=(session or 45.0) + 2.0,
         nack="blocks",
         poison_blocks_others=True,
@@ -149,6 +165,7 @@ def _properties(config: Config, facts: Facts, max_body: int) -> Properties:
         notes=(
             "a message is stored once it is in the page cache of its replicas: no fsync",
             "attempts are counted while a member lives; after its death they begin again",
+            "a handler that hangs keeps its partition for as long as its process polls",
             'retry="topic" gives order up and lets others pass; "block" (the default) keeps it',
             *(note for note, applies in weaker.items() if applies),
         ),

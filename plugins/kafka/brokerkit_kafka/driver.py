@@ -222,6 +222,7 @@ class KafkaDriver(Driver):
             nack="republish" if apart else "native",
             nack_delay="republish" if apart else "native",
             nack_blocks=not apart,
+            ordered_lanes=not apart,
             attempts=known.get("attempts"),
             dead_letter=known.get("dead_letter"),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import time
+from bisect import bisect_left
 
 from brokerkit.progress import Progress
 from brokerkit_kafka.incoming import KafkaIncoming
@@ -54,7 +55,7 @@ class Lane:
         self.asked: int | None = None
         """The offset of a commit that is not answered yet."""
         self.passed: list[int] = []
-        """Settled offsets that no answered commit covers."""
+        """Settled offsets that no answered commit covers, ascending."""
         self.waiting: list[tuple[float, int, float, KafkaIncoming]] = []
         self.paused = False
 
@@ -88,8 +89,9 @@ class Lane:
     def answered(self, offset: int) -> list[int]:
         """A commit up to `offset` was taken: the tokens that it settled."""
         self.committed = offset
-        done = [self.base + passed for passed in self.passed if passed < offset]
-        self.passed = [passed for passed in self.passed if passed >= offset]
+        cut = bisect_left(self.passed, offset)
+        done = [self.base + passed for passed in self.passed[:cut]]
+        del self.passed[:cut]
         return done
 
     def give_back(self, offset: int) -> list[int]:

@@ -30,7 +30,7 @@ from brokerkit.local.chain import Chain, RunningBroker
 from brokerkit.local.contract import Chosen, LocalBroker, StartFailed, Unavailable
 from brokerkit.local.docker import ContainerBroker
 from brokerkit.local.keeper import temporary_directory
-from brokerkit.local.native import ProcessBroker
+from brokerkit.local.native import FoundBroker
 from brokerkit.local.ports import LOOPBACK, Ports
 from brokerkit.local.processes import Process, run, wait_until
 from brokerkit.local.progress import Report
@@ -83,22 +83,15 @@ _SMALL = ("-Xmx128m", _COMPILER)
 _HEAP = "384m"
 
 
-class KafkaBroker(ProcessBroker):
+class KafkaBroker(FoundBroker[Installation]):
     """Kafka nodes as processes, each broker and controller."""
 
     fast_settings = FAST
 
     def __init__(self, name: str, find: Callable[[], Installation]) -> None:
-        super().__init__(name)
-        self._find = find
-        self._installation: Installation | None = None
+        super().__init__(name, find)
         self._directory = Path()
         self._password = ""
-
-    def provision(self) -> Chosen:
-        if self._installation is None:
-            self._installation = self._find()
-        return self._installation.chosen
 
     def url(self, *, through: bool = False) -> str:
         if through and self._through:
@@ -225,12 +218,6 @@ class KafkaBroker(ProcessBroker):
     def _port(self, node: int, kind: int) -> int:
         assert self._ports is not None
         return self._ports.numbers[PORTS * node + kind]
-
-    @property
-    def _found(self) -> Installation:
-        self.provision()
-        assert self._installation is not None
-        return self._installation
 
 
 _LOG = (
@@ -381,9 +368,9 @@ def _exercise(broker: KafkaBroker) -> None:
         "bootstrap.servers": broker.url().removeprefix("kafka://"),
         "log_level": 3,
     }
-    admin = AdminClient(quiet)
-    for future in admin.create_topics([NewTopic("warm", 1, 1)]).values():
-        future.result(20)
+    with AdminClient(quiet) as admin:
+        for future in admin.create_topics([NewTopic("warm", 1, 1)]).values():
+            future.result(20)
     producer = Producer({**quiet, "transactional.id": "warm"})
     producer.init_transactions(20)
     producer.begin_transaction()

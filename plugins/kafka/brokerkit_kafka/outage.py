@@ -3,6 +3,7 @@ not come back from."""
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from typing import Protocol
@@ -61,17 +62,21 @@ class Forgotten:
 
     A node that was fenced, because it stood still or was cut off from its controller, lists no brokers at all for a
     moment. librdkafka believes it, drops the last broker that it knew, and may not read `bootstrap.servers` again
-    before the process ends (confluentinc/librdkafka#5301). Its statistics then have no broker but logical ones.
+    before the process ends (confluentinc/librdkafka#5301). Its statistics then have no broker but logical ones, or
+    only brokers that it does not try to connect to (seen for minutes; one that is down is tried again and again).
     """
 
     REASON = "the client has lost sight of every broker: a node told it of none"
-    _KNOWN = ('"source":"learned"', '"source":"configured"')
+    _BROKER = re.compile(r'"source":\s*"(?:learned|configured)",\s*"state":\s*"(\w+)",\s*"stateage":\s*(\d+)')
+    _UNTRIED, _LONG = "INIT", 5_000_000
+    """A broker that is down comes back to this state after each attempt, twice a second; microseconds."""
 
     def __init__(self) -> None:
         self._times = 0
 
     def seen(self, statistics: str) -> bool:
         """What the client's statistics callback brought; True when it was so twice in a row."""
-        known = any(source in statistics for source in self._KNOWN)
-        self._times = 0 if known else self._times + 1
+        brokers = self._BROKER.findall(statistics)
+        tried = any(state != self._UNTRIED or int(age) < self._LONG for state, age in brokers)
+        self._times = 0 if tried else self._times + 1
         return self._times >= 2

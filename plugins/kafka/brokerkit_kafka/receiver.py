@@ -34,6 +34,8 @@ T = TypeVar("T")
 
 COMMIT_EVERY = 0.1
 """Seconds between two commits at most, while there is something to commit."""
+_MANY = 5000
+"""Acks after which a commit is due at once: all that is settled and not committed is held in memory."""
 SLICE = 0.02
 """Seconds of one poll: what other threads have noted down waits no longer."""
 _MASK = (1 << SHIFT) - 1
@@ -56,8 +58,8 @@ Starts = Callable[[Sequence[TopicPartition], float], Mapping[tuple[str, int], tu
 
 
 class KafkaReceiver(Receiver):
-    """Commits are asynchronous, one at a time, at most every `COMMIT_EVERY` seconds, always the contiguous prefix
-    of a partition that is assigned at that moment. librdkafka's callbacks (assignment, commit answers, errors)
+    """Commits are asynchronous, one at a time, every `COMMIT_EVERY` seconds or `_MANY` acks, always the contiguous
+    prefix of a partition that is assigned at that moment. librdkafka's callbacks (assignment, commit answers, errors)
     run inside `receive`, or inside `flush` when nobody receives any more.
 
     Only the thread that holds `_polling` calls the client: a call from another thread waits for callbacks to end,
@@ -92,6 +94,7 @@ class KafkaReceiver(Receiver):
         self._stash: list[Native] = []
         self._wanted_at = self._received_at = time.monotonic()
         self._committed_at = 0.0
+        self._acked = 0
         self._hurry = False
         self._revoking = False
         self._alone = False
@@ -233,6 +236,7 @@ class KafkaReceiver(Receiver):
         lost: list[Token] = []
         with self._lock:
             by_number = self._by_number
+            self._acked += len(acks)
             for token in acks:
                 lane = by_number.get(token >> SHIFT)
                 if lane is None or not lane.progress.settle(token & _MASK):
@@ -322,9 +326,10 @@ class KafkaReceiver(Receiver):
     def _commit_if_due(self) -> None:
         """Asks for what is new since the last commit, of every lane whose last one is answered."""
         now = time.monotonic()
-        if not self._hurry and now - self._committed_at < COMMIT_EVERY:
+        if not self._hurry and self._acked < _MANY and now - self._committed_at < COMMIT_EVERY:
             return
         self._hurry = False
+        self._acked = 0
         with self._lock:
             offsets = [self._mark(lane) for lane in self._lanes.values() if lane.asked is None and lane.advance()]
         if not offsets:
@@ -410,7 +415,10 @@ class KafkaReceiver(Receiver):
 
     def _assign(self, partitions: Sequence[TopicPartition]) -> list[TopicPartition]:
         starts = self._places(partitions)
-        positions = [Position(topic, partition, start) for (topic, partition), (start, _) in starts.items()]
+        positions = [
+            Position(topic, partition, start, self._topic_ids.get(topic, ""))
+            for (topic, partition), (start, _) in starts.items()
+        ]
         moved = self._events.assigned(positions) if positions else {}
         chosen = {(place.topic, place.lane): int(place.value) for place in moved.values()}
         places = []

@@ -19,7 +19,6 @@ from brokerkit.driver import (
     Confirmed,
     Outcome,
     Outcomes,
-    Position,
     Refused,
     Sender,
     SenderEvents,
@@ -27,7 +26,7 @@ from brokerkit.driver import (
 )
 from brokerkit.errors import ConfigurationError, ConnectionLost
 from brokerkit.guarantees import Guarantee
-from brokerkit.message import Message, make
+from brokerkit.message import Message
 from brokerkit_kafka.errors import NOT_STORED
 from brokerkit_kafka.outage import Forgotten, Outage
 
@@ -55,7 +54,7 @@ class KafkaSender(Sender):
         self._outcomes = outcomes
         self._events = events
         self._next = 0
-        self._stored: deque[tuple[int, Position]] = deque()
+        self._stored: deque[tuple[int, tuple[str, Any, Any]]] = deque()
         self._telling = threading.Lock()
         self._polled_at = 0.0
         self._failed: deque[Outcome] = deque()
@@ -69,7 +68,7 @@ class KafkaSender(Sender):
             self._producer = Producer({**config, **callbacks})
         except KafkaException as error:
             raise ConfigurationError(f"client options: {error.args[0].str()}") from None
-        self._produce = self._producer.produce
+        self._produce: Any = self._producer.produce
         self._thread = threading.Thread(target=self._poll, name=f"brokerkit kafka {topic}", daemon=True)
         self._thread.start()
 
@@ -77,6 +76,7 @@ class KafkaSender(Sender):
         if self._over is not None:
             raise ConnectionLost(self._over)
         taken = 0
+        produce = self._produce
         for message in messages:
             body, id, key, headers, content_type, published_at, _ = message
             number = self._next
@@ -86,14 +86,9 @@ class KafkaSender(Sender):
             if headers:
                 pack(headers, packed)
             try:
-                self._produce(
-                    self._topic,
-                    body,
-                    None if key is None else key.encode("utf-8", "surrogateescape"),
-                    on_delivery=partial(self._done, number),
-                    timestamp=published_at,
-                    headers=packed,
-                )
+                raw_key = None if key is None else key.encode("utf-8", "surrogateescape")
+                # By place (partition, callback, its other name, timestamp, headers): by name it takes twice as long.
+                produce(self._topic, body, raw_key, -1, partial(self._done, number), None, published_at, packed)
             except BufferError:
                 break
             except KafkaException as error:
@@ -152,8 +147,7 @@ class KafkaSender(Sender):
 
     def _done(self, number: int, error: KafkaError | None, native: Native) -> None:
         if error is None:
-            place: Position = make(Position, (self._topic, native.partition(), native.offset()))
-            self._stored.append((number, place))
+            self._stored.append((number, (self._topic, native.partition(), native.offset())))
         else:
             self._failed.append(self._outcome(number, error))
 
@@ -209,7 +203,7 @@ class KafkaSender(Sender):
         self._events.disconnected(self._over or "")
 
 
-def _confirmed(stored: Sequence[tuple[int, Position]]) -> Iterator[Confirmed]:
+def _confirmed(stored: Sequence[tuple[int, tuple[str, Any, Any]]]) -> Iterator[Confirmed]:
     """As few ranges as the numbers, ascending, allow."""
     first, last = stored[0][0], stored[-1][0]
     if last - first == len(stored) - 1:

@@ -90,7 +90,15 @@ class KafkaCodec:
         kind = _KINDS.get(key, ("other", "other"))[1]
         if kind == "deliver":
             ids = tuple(_ids(raw))
-        return Frame(raw, kind, f"{_name(key)} v{version} response", ids)
+        return Frame(raw, kind, f"{_name(key)} v{version} response{_refused(key, version, raw)}", ids)
+
+
+def _refused(key: int, version: int, raw: bytes) -> str:
+    """What an answer to EndTxn says; its header is longer since version 3."""
+    place = 12 + (version >= 3)
+    if key != 26 or len(raw) < place + 2:
+        return ""
+    return f", error {struct.unpack_from('>h', raw, place)[0]}"
 
 
 def _frames(buffer: bytearray) -> list[bytes]:

@@ -339,8 +339,13 @@ class _Transactor(Transactor):
         self._holder.store.topic(topic)
         self._sends += [(topic, message) for message in messages]
 
-    def settle(self, acks: Sequence[Token], rejects: Sequence[Reject] = ()) -> None:
-        self._acks, self._rejects = acks, rejects
+    def settle(self, acks: Sequence[Token], rejects: Sequence[tuple[Incoming, str]] = ()) -> None:
+        for topic in {incoming.topic for incoming, _ in rejects}:
+            if self._holder.queues[topic].settings.dead_letter is None:
+                raise ConfigurationError(
+                    f"this subscription of {topic!r} has no dead letters: declare it with attempts= or dead_letter="
+                )
+        self._acks, self._rejects = acks, [Reject(incoming.token, reason) for incoming, reason in rejects]
 
     def commit(self) -> None:
         with self._holder.store.changed:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from brokerkit.plugins import Plugin, Url, hookimpl
+from brokerkit.plugins import LocalTargets, Plugin, Url, hookimpl
 from brokerkit_sqlite.settings import SqliteSettings
 
 if TYPE_CHECKING:
@@ -25,6 +25,17 @@ def _local() -> Mapping[str, Callable[[], LocalBroker]]:
     return brokers()
 
 
+def _stores() -> Mapping[str, Callable[[], LocalBroker]]:
+    from brokerkit_sqlite.local import stores
+
+    return stores()
+
+
 @hookimpl
 def brokerkit_plugins() -> Sequence[Plugin]:
     return [Plugin("sqlite", ("sqlite",), SqliteSettings, _open, local=_local)]
+
+
+@hookimpl
+def brokerkit_stores() -> LocalTargets:
+    return _stores

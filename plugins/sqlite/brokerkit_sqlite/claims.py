@@ -58,6 +58,15 @@ _POINTS: Mapping[FailurePoint, _Point] = {
     FailurePoint.CONSUMER_FROZEN: _Point(
         "frozen past its lease; the late ack ends lost and touches nothing", NEVER, POSSIBLE, EXPECTED
     ),
+    FailurePoint.LEASE_EXPIRED: _Point(
+        "a handler outlasts what its lease is renewed for; the late ack ends lost and touches nothing",
+        acked_after=EXPECTED,
+    ),
+    FailurePoint.LEASE_KEPT: _Point("every lease is renewed at a third of its length, for at most max_lease"),
+    FailurePoint.BUFFERED_LEASE: _Point("what waits in a consumer's buffer is renewed with what its handler has"),
+    FailurePoint.LEASE_RELEASED: _Point(
+        "the leases of a dead, stopped or hung worker run out", NEVER, POSSIBLE, POSSIBLE
+    ),
     FailurePoint.CONSUMERS_COME_AND_GO: _Point(
         "only a killed member's messages come back, when their leases run out", NEVER, POSSIBLE, POSSIBLE
     ),
@@ -100,6 +109,7 @@ def _properties(path: Path, settings: SqliteSettings, producer: Guarantee) -> Pr
         order="single_consumer",
         lease="renewable",
         lease_seconds=settings.lease_seconds,
+        short_lease={"lease_seconds": f"{min(2.0, settings.lease_seconds):g}"},
         redelivery_seconds=settings.lease_seconds + 1.0,
         nack="delayed",
         dedup="message_id" if once else "none",

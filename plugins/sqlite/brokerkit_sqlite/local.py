@@ -1,4 +1,4 @@
-"""The local broker of `sqlite`: a path."""
+"""The local broker of `sqlite`, and the local store: a path each."""
 
 from __future__ import annotations
 
@@ -25,3 +25,19 @@ class LocalFile(EmbeddedBroker):
 
 def brokers() -> Mapping[str, type[LocalFile]]:
     return {"sqlite": LocalFile}
+
+
+class LocalStore(EmbeddedBroker):
+    """A file for a user's own rows; never the broker's, for a file has one writer at a time."""
+
+    name = "sqlite"
+
+    def provision(self) -> Chosen:
+        return Chosen("installed", "SQLite", sqlite3.sqlite_version, "service", "it comes with Python")
+
+    def place(self, directory: Path) -> str:
+        return f"sqlite:///{quote(str(directory / 'store.db'))}"
+
+
+def stores() -> Mapping[str, type[LocalStore]]:
+    return {"sqlite": LocalStore}

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from brokerkit.driver import Incoming, Nack, Reject, Token, Transactor
-from brokerkit.errors import LeaseLost
+from brokerkit.driver import Cause, Incoming, Nack, Reject, Token, Transactor
+from brokerkit.errors import LeaseLost, SendRefused
 from brokerkit.message import Message, now_ms
 from brokerkit_sqlite.engine.handing_out import Limits
 from brokerkit_sqlite.engine.settling import settle
-from brokerkit_sqlite.engine.storing import append, check_bodies, find_routable
+from brokerkit_sqlite.engine.storing import TooLarge, Unfit, append, check_bodies, find_routable
 from brokerkit_sqlite.engine.subscriptions import owner, take_over
 from brokerkit_sqlite.leases import Leases
 
@@ -40,15 +40,19 @@ class SqliteTransactor(Transactor):
         return taken
 
     def send(self, topic: str, messages: Sequence[Message]) -> None:
-        check_bodies(messages, self._max_body)
+        try:
+            check_bodies(messages, self._max_body)
+        except Unfit as error:
+            cause = Cause.TOO_LARGE if isinstance(error, TooLarge) else Cause.INVALID
+            raise SendRefused(str(error), cause) from None
         with self._session.reading() as db:
             find_routable(db, topic)
         self._sends.append((topic, [*messages]))
 
-    def settle(self, acks: Sequence[Token], rejects: Sequence[Reject] = ()) -> None:
+    def settle(self, acks: Sequence[Token], rejects: Sequence[tuple[Incoming, str]] = ()) -> None:
         self._session.check()
         self._acks += acks
-        self._rejects += rejects
+        self._rejects += [Reject(incoming.token, reason) for incoming, reason in rejects]
 
     def commit(self) -> None:
         settled = {*self._acks, *(reject.token for reject in self._rejects)}

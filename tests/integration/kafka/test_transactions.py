@@ -96,7 +96,7 @@ def test_what_a_transaction_takes_and_sends_is_committed_together(broker, url, t
     with broker.transactions(topic, subscription="copy", instance="a") as transactions:
         seen: Count = Counter()
         while len(seen) < 50:
-            tx = transactions.receive()
+            tx = transactions.receive(60)
             assert tx is not None
             with tx:
                 for delivery in tx.deliveries:
@@ -410,47 +410,3 @@ def test_a_transaction_that_is_open_for_too_long_is_aborted_and_runs_again(url, 
             assert stored(url, f"{topic}-out") == {}
             copy(transactions, f"{topic}-out", lambda: broker.depth(topic, "copy") == 0)
         assert stored(url, f"{topic}-out") == Counter(bodies)
-
-
-# ---------------------------------------------------------------- bad input
-
-
-def test_misuse_names_the_cause(broker, topic, out):
-    fill(broker, topic, 10)
-    with broker.transactions(topic, subscription="copy", instance="a") as transactions:
-        tx = transactions.receive(20.0)
-        with pytest.raises(errors.ConfigurationError, match="inside"):
-            tx.send(out, b"x")
-        with pytest.raises(errors.ConfigurationError, match="not nest"):
-            transactions.receive()
-        with tx:
-            with pytest.raises(errors.ConfigurationError, match="not nest"):
-                transactions.receive()
-            with pytest.raises(errors.ConfigurationError, match="not nest"), tx:
-                pass
-            with pytest.raises(errors.NotSupported, match="store="):
-                _ = tx.connection
-        with pytest.raises(errors.Closed, match="committed"):
-            tx.send(out, b"x")
-    with pytest.raises(errors.Closed):
-        transactions.receive()
-    with pytest.raises(errors.ConfigurationError, match="max_seconds"):
-        broker.transactions(topic, subscription="copy", max_seconds=60.0)
-    with pytest.raises(errors.NotFound):
-        broker.transactions("nowhere", subscription="copy")
-    with pytest.raises(errors.PositionLost):
-        broker.transactions(topic, subscription="never-declared")
-
-
-@pytest.mark.parametrize("weak", ["client.isolation.level=read_uncommitted", "client.enable.idempotence=false"])
-def test_settings_that_void_the_promise_leave_no_transactions(url, topic, weak):
-    with brokerkit.connect(f"{url}&{weak}") as broker:
-        assert not broker.capabilities.transactions
-        with pytest.raises(errors.NotSupported):
-            broker.transactions(topic, subscription="copy")
-
-
-def test_a_retry_topic_and_transactions_do_not_go_together(broker, topic):
-    broker.declare(topic, ["again"], retry="topic")
-    with pytest.raises(errors.ConfigurationError, match="retry='topic'"):
-        broker.transactions(topic, subscription="again")

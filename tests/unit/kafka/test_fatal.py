@@ -27,8 +27,8 @@ class Producing:
         self.purged = threading.Event()
         self.fatal = True
 
-    def produce(self, topic: str, body: bytes, key: Any, *, on_delivery: Any, timestamp: int, headers: Any) -> None:
-        self.reports.append(on_delivery)
+    def produce(self, topic: str, body: bytes, key: Any, partition: int, done: Any, *_: Any) -> None:
+        self.reports.append(done)
 
     def poll(self, wait: float) -> None:
         if self.fatal and self.reports:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
+import time
 
 import pytest
 from brokerkit_kafka.claims import Facts, claims
@@ -11,6 +13,7 @@ from brokerkit_kafka.outage import Forgotten
 from brokerkit_kafka.receiver import KafkaReceiver
 from brokerkit_kafka.sender import KafkaSender
 from brokerkit_kafka.settings import Config, KafkaSettings
+from confluent_kafka import Producer
 
 from brokerkit.driver import Traits, Unknown
 from brokerkit.errors import ConnectionLost
@@ -18,8 +21,15 @@ from brokerkit.guarantees import FailurePoint, Guarantee, Likelihood
 from brokerkit.message import Message
 from brokerkit.plugins import Url
 
-STATISTICS = '{ "name":"c", "brokers":{ "x": { "name":"x", "nodeid":1, "source":"%s", "state":"UP" } }, "topics":{} }'
-LOGICAL = STATISTICS % "logical"
+
+def statistics(source: str, state: str, seconds: float = 9.0) -> str:
+    age = int(seconds * 1_000_000)
+    broker = f'"name":"x", "nodeid":1, "source":"{source}", "state":"{state}", "stateage":{age}, "outbuf_cnt":0'
+    return '{ "name":"c", "brokers":{ "x": { ' + broker + ' } }, "topics":{} }'
+
+
+LOGICAL = statistics("logical", "TRY_CONNECT")
+UNTRIED = statistics("learned", "INIT")
 
 
 class Events:
@@ -49,24 +59,44 @@ def config() -> Config:
 @pytest.fixture
 def forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     """Statistics as they are without any broker, as far as can be told."""
-    monkeypatch.setattr(Forgotten, "_KNOWN", ())
+    monkeypatch.setattr(Forgotten, "_BROKER", re.compile("(never)(seen)"))
 
 
 @pytest.mark.parametrize("source", ["learned", "configured"])
 def test_a_client_with_a_broker_is_well(source: str) -> None:
     noticed = Forgotten()
-    assert not any(noticed.seen(STATISTICS % source) for _ in range(5))
+    assert not any(noticed.seen(statistics(source, "UP")) for _ in range(5))
 
 
-def test_two_statistics_in_a_row_without_a_broker_tell() -> None:
+def test_a_broker_that_is_tried_again_and_again_is_an_outage_and_no_more() -> None:
     noticed = Forgotten()
-    assert [noticed.seen(LOGICAL), noticed.seen(LOGICAL)] == [False, True]
+    assert not any(noticed.seen(statistics("learned", "INIT", 0.5)) for _ in range(5))
+
+
+@pytest.mark.parametrize("text", [LOGICAL, UNTRIED], ids=["no broker", "none that is tried"])
+def test_two_statistics_in_a_row_without_a_broker_tell(text: str) -> None:
+    noticed = Forgotten()
+    assert [noticed.seen(text) for _ in range(2)] == [False, True]
+
+
+def test_a_broker_that_refuses_connections_is_not_forgotten(config: Config) -> None:
+    noticed = Forgotten()
+    seen: list[bool] = []
+    client = Producer(
+        {**config.producer(Guarantee.AT_LEAST_ONCE, 30.0), "stats_cb": lambda text: seen.append(noticed.seen(text))}
+    )
+    client.produce("orders", b"one")
+    deadline = time.monotonic() + 20
+    while len(seen) < 6 and time.monotonic() < deadline:
+        client.poll(0.1)
+    assert len(seen) >= 6
+    assert not any(seen)
 
 
 def test_one_is_not_enough_since_the_client_may_be_starting_over() -> None:
     noticed = Forgotten()
-    seen = [noticed.seen(text) for text in (LOGICAL, STATISTICS % "configured", LOGICAL)]
-    assert seen == [False, False, False]
+    seen = [noticed.seen(text) for text in (LOGICAL, statistics("configured", "CONNECT"), UNTRIED)]
+    assert not any(seen)
 
 
 @pytest.mark.parametrize("guarantee", [Guarantee.AT_LEAST_ONCE, Guarantee.EXACTLY_ONCE])

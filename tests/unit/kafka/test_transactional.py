@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
 from brokerkit_kafka import transactional
+from brokerkit_kafka.settings import Config, KafkaSettings
 from brokerkit_kafka.transactional import TransactionalProducer
 from brokerkit_kafka.transactor import _generation
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from brokerkit.errors import ConnectionLost, LeaseLost, NotFound, NotSupported, SendRefused
 from brokerkit.message import Message
+from brokerkit.url import parse
 
 CONFIG = {"transactional.id": "group--a", "transaction.timeout.ms": 60_000}
 OFFSETS = [TopicPartition("in", 0, 7)]
@@ -62,6 +65,9 @@ class Fake:
     def poll(self, timeout: float) -> None:
         self._do("poll")
 
+    def flush(self, timeout: float) -> int:
+        return 0
+
     def purge(self, blocking: bool) -> None:
         self._do("purge")
 
@@ -84,6 +90,29 @@ def test_a_transaction_begins_takes_offsets_and_is_committed(producer: Transacti
     assert [call for call in Fake.made[0].calls if call != "poll"] == ["init", "begin", "produce", "offsets", "commit"]
     producer.begin(5.0)
     assert len(Fake.made) == 1
+
+
+@pytest.mark.parametrize("call", ["offsets", "commit"])
+def test_a_producer_that_may_have_asked_twice_is_replaced_before_the_next_transaction(
+    producer: TransactionalProducer, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    do = Fake._do
+
+    def late(self: Fake, name: str) -> None:
+        if name == call:
+            time.sleep(transactional.SLOW + 0.01)  # as long as the client pauses before it asks again
+        do(self, name)
+
+    monkeypatch.setattr(Fake, "_do", late)
+    producer.commit(OFFSETS, b"group")
+    assert len(Fake.made) == 1
+    producer.begin(5.0)
+    assert len(Fake.made) == 2
+
+
+def test_the_client_waits_before_it_asks_again() -> None:
+    config = Config(parse("kafka://localhost?client.retry.backoff.ms=1", {})[1], KafkaSettings())
+    assert config.transactional("group--a")["retry.backoff.ms"] * 0.8 == transactional.SLOW * 1000
 
 
 @pytest.mark.parametrize("call", ["init", "offsets", "commit"])

@@ -61,6 +61,14 @@ def test_each_request_and_its_answer_has_the_kind_of_what_it_does() -> None:
     assert answered == ["other", "confirm", "deliver", "ack_answer", "commit_answer", "heartbeat", "ack_answer"]
 
 
+@pytest.mark.parametrize(("version", "more"), [(1, b""), (3, b"\x00")])
+def test_an_answer_to_the_end_of_a_transaction_names_its_error(version: int, more: bytes) -> None:
+    codec = KafkaCodec()
+    list(codec.client(request(26, version, 5)))
+    (answer,) = codec.broker(response(5, more + struct.pack(">ih", 0, 47)))
+    assert answer.native == f"EndTxn v{version} response, error 47"
+
+
 def test_a_publish_its_confirm_and_a_deliver_name_their_messages() -> None:
     codec = KafkaCodec()
     publish = list(codec.client(b"".join(CLIENT)))[1]

@@ -130,8 +130,8 @@ def test_a_delayed_nack_waits_while_others_go_on(rig):
     outbox.send(b"1")
     inbox = rig.inbox()
     [first] = inbox.receive()
-    inbox.settle(nacks=[Nack(first.token, delay=0.3)])
     nacked = time.monotonic()
+    inbox.settle(nacks=[Nack(first.token, delay=0.3)])
     outbox.send(b"2")
     assert inbox.bodies() == [b"2"]
     assert inbox.bodies() == [b"1"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from brokerkit.driver import Reject, Subscription
-from brokerkit.errors import Closed, ConfigurationError, LeaseLost, NotFound
+from brokerkit.driver import Subscription
+from brokerkit.errors import Closed, LeaseLost, NotFound, SendRefused
 from brokerkit.message import Message
 
 
@@ -67,7 +67,7 @@ def test_a_reject_within_a_transaction_is_part_of_it(rig, transactor_of):
     transactor = transactor_of()
     transactor.begin()
     first, second = transactor.receive(10, 1.0)
-    transactor.settle([second.token], [Reject(first.token, "poison")])
+    transactor.settle([second.token], [(first, "poison")])
     transactor.commit()
     [dead] = rig.inbox("orders-dead", name="dead").receive()
     assert (dead.body, dead.headers["brokerkit-dead-reason"]) == (b"1", "poison")
@@ -124,8 +124,9 @@ def test_sending_where_nothing_would_be_kept_is_an_error(rig, transactor_of):
 def test_a_body_too_large_is_an_error_at_the_send(transactor_of):
     transactor = transactor_of(max_body_bytes=3)
     transactor.begin()
-    with pytest.raises(ConfigurationError, match="max_body_bytes"):
+    with pytest.raises(SendRefused, match="max_body_bytes") as refused:
         transactor.send("bills", [Message(b"four")])
+    assert refused.value.cause == "too_large"
 
 
 def test_closing_gives_back_and_later_use_is_an_error(rig, transactor_of):

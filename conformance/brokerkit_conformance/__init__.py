@@ -9,4 +9,8 @@ from brokerkit.plugins import hookimpl
 
 @hookimpl
 def brokerkit_commands() -> Mapping[str, str]:
-    return {"conformance": "brokerkit_conformance.cli:app", "demo": "brokerkit_conformance.demo.command:app"}
+    return {
+        "conformance": "brokerkit_conformance.cli:app",
+        "demo": "brokerkit_conformance.demo.command:app",
+        "once mistakes": "brokerkit_conformance.demo.mistakes_command:app",
+    }

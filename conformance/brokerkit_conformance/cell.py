@@ -22,6 +22,8 @@ class Cell:
     check: str
     guarantee: str
     producer_guarantee: str
+    store: str = ""
+    """Where the effects are, of a check that has them in a store."""
     claim: dict[str, Any] | None = None
     verdict: str = "inconclusive"
     trials: int = 0

@@ -30,7 +30,10 @@ The model, before any code:
     anything. `gaps` says so.
     A fault without evidence that it fired is no fault: `Fault.missing_evidence` says what is missing.
 
-11. **Transactions** are judged by `atomic`: a torn one, an aborted read and outputs without their offsets are
+11. **Money.** Where effects are rows of a store, its ledger is the witness: a row read there at the end is an effect,
+    of the time at which its worker made it. The books have to agree with themselves: `money`.
+
+12. **Transactions** are judged by `atomic`: a torn one, an aborted read and outputs without their offsets are
     anomalies whatever the guarantee.
 
 Every anomaly carries its trail: all that happened to that message, with the faults around it.
@@ -41,11 +44,11 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from brokerkit_conformance import atomic
+from brokerkit_conformance import atomic, money
 
 if TYPE_CHECKING:
     from brokerkit_conformance.history import Event, History
@@ -107,8 +110,10 @@ class Fault:
             return f"the process ended with {self.evidence.get('status')} instead of -9: that was no SIGKILL"
         if self.kind == "freeze" and self.evidence.get("state") != "T":
             return f"the process was to be stopped, and the kernel says {self.evidence.get('state')}"
-        if self.kind == "broker_kill" and self.evidence.get("pid") == self.evidence.get("pid_after", ""):
-            return f"the broker's process {self.evidence.get('pid')} is still there"
+        if self.kind in ("broker_kill", "store_kill") and self.evidence.get("pid") == self.evidence.get(
+            "pid_after", ""
+        ):
+            return f"the process {self.evidence.get('pid')} is still there"
         return ""
 
 
@@ -172,7 +177,10 @@ def examine(history: History) -> Findings:
         faults=tuple(view.faults),
         drain=view.drain,
         gaps=tuple(gaps(history)),
-        broken=tuple(_sentences(event for event in history.of("expect", "fail") if not event.get("witness"))),
+        broken=(
+            *_sentences(event for event in history.of("expect", "fail") if not event.get("witness")),
+            *money.wrong(history),
+        ),
         unwitnessed=tuple(_sentences(event for event in history.of("expect", "fail") if event.get("witness"))),
     )
 
@@ -294,6 +302,9 @@ class _View:
                 life.receives[event.get("subscription") or ""].append(event)
             case "effect", "ok":
                 life.effects[event.get("subscription") or ""].append(event)
+            case "charge", "ok":
+                made = replace(event, t=event.get("made_at") or event.t, actor=event.get("by") or event.actor)
+                life.effects[event.get("subscription") or ""].append(made)
             case "dead", "ok":
                 life.dead.append(event)
             case "stored", "ok":
@@ -730,6 +741,7 @@ def _metrics(view: _View, found: Sequence[Anomaly]) -> dict[str, Any]:
         "processing_latency_ms": {f"p{part}": percentile(latencies, part) for part in (50, 95, 99)},
         "throughput_rps": _throughput(view, effects),
         "recovery_s": _recovery(view, effects),
+        **({"ledger": dict(ledger)} if (ledger := money.sums(view.history)) else {}),
     }
 
 

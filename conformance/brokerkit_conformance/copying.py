@@ -94,10 +94,32 @@ class Copying:
             if event.op == "txn" and event.type == type and actor in (None, event.actor)
         )
 
-    def wait_committed(self, more: int = 1, timeout: float = 40.0) -> bool:
-        """Whether so many more transactions are committed in time."""
-        before = self.ends("ok")
-        return self.story.wait(lambda: self.ends("ok") >= before + more, timeout)
+    def wait_committed(
+        self, more: int = 1, timeout: float = 40.0, actor: str | None = None, since: int | None = None
+    ) -> bool:
+        """Whether so many more transactions are committed in time, by one copier or by all of them: more than now, or
+        than there were when `ends` said `since`, for what may be committed before anybody looks."""
+        before = self.ends("ok", actor) if since is None else since
+        return self.story.wait(lambda: self.ends("ok", actor) >= before + more, timeout)
+
+    def longest(self) -> float:
+        """Seconds of the committed transaction that lasted longest."""
+        self.story.tail.refresh()
+        events = [event for event in self.story.tail.events if event.op == "txn"]
+        began = {event.get("txn"): event.t for event in events if event.type == "invoke"}
+        lasted = [event.t - began.get(event.get("txn"), event.t) for event in events if event.type == "ok"]
+        return max(lasted, default=0) / 1e9
+
+    def wait_sent(self, copier: CopierActor, timeout: float = 15.0) -> bool:
+        """Whether the broker has in time what the open transaction of this copier sent to the first topic, which a
+        peeker tells."""
+        self.story.tail.refresh()
+        begun = [e.get("txn") for e in self.story.tail.by(copier.name, "txn") if e.type == "invoke"]
+        sent = {e.id for e in self.story.tail.by(copier.name, "put") if e.get("txn") == begun[-1]}
+        return self.story.wait(lambda: sent <= self._peeked(begun[-1]), timeout)
+
+    def _peeked(self, transaction: str | None) -> set[str | None]:
+        return {e.id for e in self.story.tail.events if e.op == "peek" and e.get("txn") == transaction}
 
     def drain(self, *more: str, **handler: Any) -> None:
         """Heals everything, lets a fresh copier of each slot finish, and reads to the end, also with a late reader.

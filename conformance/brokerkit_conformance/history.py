@@ -10,9 +10,10 @@ The operations, and what they carry beside `id` (the message):
 
 - `cell` info: the first line of a history, what is judged. `target`, `check`, `point` (the failure point),
   `guarantee`, `producer_guarantee`, `claim` {loss, duplicate, reorder, condition, source} or None when the plugin
-  claims nothing here, `properties`, `seed`, `needs_fault`, `subscriptions` (those that owe every confirmed
-  message), `witness` (what must be seen: `loss`, `duplicate` or none), `asked` (a sentence). Under an
-  `at_most_once` producer nothing is confirmed: every message sent is owed, and one that is not there is lost.
+  claims nothing here, `properties`, `seed`, `store` (what it is, where effects are in one), `needs_fault`,
+  `subscriptions` (those that owe every confirmed message), `witness` (what must be seen: `loss`, `duplicate` or none),
+  `asked` (a sentence). Under an `at_most_once` producer nothing is confirmed: every message sent is owed, and one that
+  is not there is lost.
 - `trial` invoke|ok: `n`. Every fault of a trial carries `trial`.
 - `send` invoke; then ok (confirmed) | fail (refused) | info (unknown): `position`, `cause`, `detail`, `key`, `sha`,
   `seq`, `attempts`. Under `at_most_once` the end is `info` with `cause` "not_asked". `topic`.
@@ -27,6 +28,9 @@ The operations, and what they carry beside `id` (the message):
 - `txn` invoke, then ok (committed) | fail (nothing happened) | info (nobody can tell); `take` ok and `put` ok: a
   message taken in, and one about to be sent, by `txn`; `position`, `topic`; `commit` invoke. `receive` of an output
   carries `txn`. `peek` ok: seen by a reader that looks at what is not committed.
+- `charge` ok: a row of the ledger of effects in a store, as read there at the end, and as good as an `effect`:
+  `dollars`, `account`, `by` (which actor made it), `made_at` (by its monotonic clock), `subscription`. `ledger` ok:
+  `balances`.
 - `drain_begin` info, `drain_end` info: `reason` complete | deadline, `missing`, `depth`.
 - `event` info: `kind`, `detail`: what the library told its user.
 - `at` info: `point`: an actor stands at a barrier. `note` info: `text`. `unsupported` info: `reason`.

@@ -50,19 +50,21 @@ class Progress:
 
     def begins(self, plan: Plan) -> None:
         with self._lock:
-            what = f"  {plan.spec.name} ({_short(plan.producer)} / {_short(plan.consumer)})"
-            self._cells[plan.target, plan.spec.name, plan.producer, plan.consumer] = self._bars.add_task(what, total=1)
+            what = f"  {plan.target} {plan.spec.name} ({_short(plan.producer)} / {_short(plan.consumer)})"
+            key = (plan.target, plan.spec.name, plan.producer, plan.consumer, plan.store)
+            self._cells[key] = self._bars.add_task(what, total=1)
 
     def ended(self, cell: Cell) -> None:
         with self._lock:
-            task = self._cells.pop((cell.target, cell.check, cell.producer_guarantee, cell.guarantee), None)
+            task = self._cells.pop((cell.target, cell.check, cell.producer_guarantee, cell.guarantee, cell.store), None)
             if task is not None:
                 self._bars.remove_task(task)
             self._bars.advance(self._targets[cell.target])
             colour = _COLOURS.get(cell.verdict, "dim")
-            pair = f"{_short(cell.producer_guarantee)} / {_short(cell.guarantee)}"
+            pair = f"{_short(cell.producer_guarantee)} / {cell.store or _short(cell.guarantee)}"
             self._console.print(
-                f"  [{colour}]{cell.verdict:13}[/] {cell.check:34} {pair:30} {cell.seconds:5.1f} s  {cell.reason}",
+                f"  [{colour}]{cell.verdict:13}[/] {cell.target:16} {cell.check:34} {pair:30} {cell.seconds:5.1f} s  "
+                f"{cell.reason}",
                 highlight=False,
                 markup=True,
                 soft_wrap=True,

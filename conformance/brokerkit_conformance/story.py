@@ -9,23 +9,32 @@ import contextlib
 import random
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NoReturn, Self
 
 from brokerkit.errors import BrokerkitError, NotSupported
 from brokerkit.guarantees import Claim, Claims, Properties
+from brokerkit.local.contract import StartFailed
 from brokerkit_conformance.actors.stage import adapted
 from brokerkit_conformance.actors.supervise import Actor
+from brokerkit_conformance.books import Books
 from brokerkit_conformance.faults import CannotInduce
 from brokerkit_conformance.faults.proxy import Proxy, Rule
 from brokerkit_conformance.faults.together import Together
 from brokerkit_conformance.history import Event, History, Journal
+from brokerkit_conformance.service import Service
+from brokerkit_conformance.stores import Store
 from brokerkit_conformance.tail import Tail
-from brokerkit_conformance.targets import Target, with_settings
+from brokerkit_conformance.targets import Target
 
 WORK = "work"
 _SLACK = 1.5
+_HANDLING = 3.0
+"""Seconds of the longest handling time that a story declares to have short leases."""
+_LONGEST = 60.0
+"""Seconds of a lease that a story can wait out."""
 _MOVES = ("assigned", "revoked", "lost")
 
 
@@ -46,16 +55,22 @@ class Story:
         subscriptions: tuple[str, ...] = (WORK,),
         adapter: str | None = None,
         together: Together | None = None,
+        programs: Mapping[str, Sequence[str]] = MappingProxyType({}),
+        store: Store | None = None,
     ) -> None:
+        self.store = store
+        self.books: Books | Service | None = None
+        """Where effects are, once a check has opened them."""
         self.target = target
         self.check = check
         self.point = point
         self.producer_guarantee = producer_guarantee
         self.guarantee = guarantee
-        self.random = random.Random(f"{seed}/{target.name}/{check}/{producer_guarantee}/{guarantee}")
+        where = f"/{store.name}" if store is not None else ""
+        self.random = random.Random(f"{seed}/{target.name}/{check}/{producer_guarantee}/{guarantee}{where}")
         self.seed = seed
         self.run_id = uuid.uuid4().hex[:8]
-        self.topic = f"{check[:20].strip('_')}-{self.run_id}"
+        self.topic = f"{check.rpartition('.')[2][:20].strip('_')}-{self.run_id}"
         self.done: list[str] = []
         self.trials_wanted = trials
         self.trials_done = 0
@@ -64,6 +79,7 @@ class Story:
         self.tail = Tail(directory)
         self.subscriptions = subscriptions
         self._adapter = adapter
+        self._programs = programs
         self._together = together or Together(1)
         self._actors: list[Actor] = []
         self._rules: list[Rule] = []
@@ -71,15 +87,25 @@ class Story:
         self._trial = 0
         self._topics: list[str] = []
         self._consumer_options: dict[str, Any] = {}
+        self._declared: dict[str, Any] = {}
+        self._settings: Mapping[str, str] = {}
         self._broken: set[int] = set()
         self._tells_depth = True
-        self.claims: Claims = target.claims(producer_guarantee, guarantee)
+        # Into a store, messages are received at least once: what is exactly once are the effects there.
+        self._received = guarantee if store is None else "at_least_once"
+        self.claims: Claims = target.claims(producer_guarantee, self._received)
 
     # ------------------------------------------------------------ what is known
 
     @property
     def claim(self) -> Claim | None:
         return self.claims.points.get(self.point)
+
+    @property
+    def own_store(self) -> Store:
+        """The store that a check of stores has to itself."""
+        assert self.store is not None
+        return self.store
 
     @property
     def properties(self) -> Properties:
@@ -100,22 +126,43 @@ class Story:
         """The story's topic (or another) with these subscriptions, `work` by default."""
         names = subscriptions or (WORK,)
         topic = topic or self.topic
-        for name in ("attempts", "dead_letter", "retry"):
+        options = {**self._declared, **options}
+        for name in ("attempts", "dead_letter", "retry", "handling_seconds"):
             if options.get(name) is not None:
                 self._consumer_options[name] = options[name]
-        with self.target.connect() as broker:
+        with self.target.connect(self._settings) as broker:
             broker.declare(topic, names, **options)
         if topic not in self._topics:
             self._topics.append(topic)
 
+    def shorten_leases(self) -> float:
+        """From here on leases are over within seconds, by the plugin's own settings or, where they are set from it, by
+        the longest handling time; returns how many seconds. Before `declare`. Raises CannotInduce where there is no
+        lease, or none so short."""
+        if self.properties.lease == "none":
+            self.unsupported("a delivery is its consumer's for as long as its session lives: no lease can be over")
+        self._settings = self.properties.short_lease
+        with self.target.connect(self._settings) as broker:
+            broker.describe()  # what can be set may depend on the version
+            self.claims = broker.claims(self.producer_guarantee, self._received)
+        if self.properties.handling_sets_lease:
+            self._declared["handling_seconds"] = _HANDLING
+            return _HANDLING
+        seconds = self.properties.lease_seconds
+        if seconds is None or seconds > _LONGEST:
+            self.unsupported(
+                f"its lease of {seconds or 0:g} s cannot be made short from here: whoever runs the broker sets it"
+            )
+        return seconds
+
     def connect(self) -> Any:
         """The broker as the actors have it, inside the adapter, if any."""
-        return adapted(self.target.connect(), self._adapter)
+        return adapted(self.target.connect(self._settings), self._adapter)
 
     def depth(self, subscription: str = WORK, topic: str | None = None) -> int | None:
         """What is left of a subscription; None when the broker does not tell now."""
         try:
-            with self.target.connect() as broker:
+            with self.target.connect(self._settings) as broker:
                 return broker.depth(topic or self.topic, subscription)
         except NotSupported as error:
             if self._tells_depth:
@@ -179,9 +226,9 @@ class Story:
         }
         return ConsumerActor(self, self._start("consumer", self._name("consumer"), spec, proxied))
 
-    def start(self, module: str, spec: dict[str, Any], *, proxied: bool = False) -> Actor:
-        """A process of any other kind of actor, named after its module."""
-        return self._start(module, self._name(module), spec, proxied)
+    def start(self, role: str, spec: dict[str, Any], *, proxied: bool = False) -> Actor:
+        """A process of any other kind of actor, named after its role."""
+        return self._start(role, self._name(role), spec, proxied)
 
     def end_actors(self, role: str) -> None:
         """Ends those that still live of one kind."""
@@ -227,7 +274,7 @@ class Story:
     def sent(self, type: str = "invoke") -> set[str]:
         """Ids sent so far; with `ok` those confirmed."""
         self.tail.refresh()
-        return self.tail.ids("send", type)
+        return set(self.tail.ids("send", type))
 
     def count(self, op: str, type: str | None = None) -> int:
         self.tail.refresh()
@@ -235,7 +282,7 @@ class Story:
 
     def effects(self, subscription: str = WORK) -> set[str]:
         self.tail.refresh()
-        return self.tail.ids("effect", "ok", subscription=subscription)
+        return set(self.tail.ids("effect", "ok", subscription=subscription))
 
     def received_by(self, actor: str) -> list[Event]:
         self.tail.refresh()
@@ -366,14 +413,27 @@ class Story:
         if what in ("resume", "restart") and not self._broken:
             self.journal.write("heal", "ok", kind="broker")
 
+    def break_broker(self) -> None:
+        """SIGKILL to every node, and their start on the same data."""
+        for what in ("kill", "restart"):
+            for node in range(self.target.asked.nodes):
+                self.broker(what, node)
+
     def same_for_all(self, find: Callable[[], Any]) -> Any:
         """What `find` returns, asked once for all cells that share a fault."""
         return self._together.do(find)
 
     # ------------------------------------------------------------ the drain
 
-    def drain(self, *subscriptions: str, workers: bool = True, deadline: float | None = None) -> None:
-        """Heals everything, ends the workers, and reads every subscription empty with fresh consumers.
+    def drain(
+        self,
+        *subscriptions: str,
+        workers: bool = True,
+        deadline: float | None = None,
+        start: Callable[[str], ActorHandle] | None = None,
+    ) -> None:
+        """Heals everything, ends the workers, and reads every subscription empty with fresh consumers, or with what
+        `start` makes for it.
 
         Stops once every message owed was seen, or the broker says that nothing is left, and then once more after
         a quiet window longer than any redelivery takes; at a hard deadline at the latest. Says which. A broker that
@@ -384,7 +444,8 @@ class Story:
             actor.end()
         names = subscriptions or self.subscriptions
         self.journal.write("drain_begin", subscriptions=list(names))
-        fresh = [self.start_consumer(subscription=name, drain=True) for name in names]
+        start = start or (lambda name: self.start_consumer(subscription=name, drain=True))
+        fresh = [start(name) for name in names]
         for consumer in fresh:
             consumer.ready()
         began = time.monotonic()
@@ -432,13 +493,15 @@ class Story:
             self._nothing_left(name, self.depth(name), began) for name in names
         )
 
-    def missing(self, subscription: str = WORK) -> set[str]:
+    def missing(self, subscription: str = WORK) -> Set[str]:
         """What is owed to a subscription and had no effect yet, of what was read so far."""
         if self.producer_guarantee == "at_most_once":
             owed = self.tail.ids("send", "invoke") - self.tail.ids("send", "fail")
         else:
             owed = self.tail.ids("send", "ok")
         seen = self.tail.ids("effect", "ok", subscription=subscription) | self.tail.ids("dead", "ok")
+        if self.books is not None:
+            seen |= self.books.charged()
         return owed - seen
 
     def _stay(self, seconds: float) -> None:
@@ -453,6 +516,8 @@ class Story:
         self.heal_network()
         self._mend_broker()
         self._together.leave()
+        if self.books is not None:
+            self.books.close()
         with contextlib.suppress(BrokerkitError):  # a broker that is gone has no topics to remove
             with self.target.connect() as broker:
                 for topic in self._topics:
@@ -468,26 +533,29 @@ class Story:
         local = self.target.local
         for node in sorted(self._broken):
             assert local is not None
-            if local.pids()[node]:
-                local.resume(node)
-            else:
-                local.restart(node)
-            self.note(f"node {node} was still broken and has been mended")
+            try:
+                if local.pids()[node]:
+                    local.resume(node)
+                else:
+                    local.restart(node)
+                self.note(f"node {node} was still broken and has been mended")
+            except StartFailed as error:
+                self.note(f"node {node} was still broken and stays so: {error}")
         self._broken.clear()
 
     def _name(self, role: str) -> str:
         self._counts[role] = self._counts.get(role, 0) + 1
         return f"{role}-{self._counts[role]}"
 
-    def _start(self, module: str, name: str, spec: dict[str, Any], proxied: bool) -> Actor:
+    def _start(self, role: str, name: str, spec: dict[str, Any], proxied: bool) -> Actor:
         whole = {
-            "url": with_settings(self.target.url(through=proxied), spec.pop("settings", {})),
+            "url": self.target.url({**self._settings, **spec.pop("settings", {})}, through=proxied),
             "actor": name,
             "journal": str(self.directory / f"{name}.jsonl"),
             "adapter": self._adapter,
             **spec,
         }
-        actor = Actor(module, whole, self.journal, self.directory)
+        actor = Actor(self._programs.get(role) or role, whole, self.journal, self.directory)
         self._actors.append(actor)
         if proxied:
             self.network.watch(actor.pid)
@@ -515,7 +583,9 @@ class ProducerActor(ActorHandle):
         self.finish_sending(timeout)
 
     def start(self, count: int, **options: Any) -> None:
-        """Begins to send; `rate` a second, `keys`, `size`, `kind`."""
+        """Begins to send; `rate` a second where the target bears it, `keys`, `size`, `kind`."""
+        if "rate" in options:
+            options["rate"] = self.story.target.bearable(options["rate"])
         self.process.command("send", count=count, **options)
 
     def finish_sending(self, timeout: float = 90.0) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from pathlib import Path
 
 from brokerkit_conformance.actors.supervise import going_on
@@ -19,7 +20,7 @@ class Tail:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._read: dict[Path, int] = {}
+        self._read: dict[str, int] = {}
         self.events: list[Event] = []
         self._ids: dict[tuple[str, str | None, str | None], set[str]] = {}
         self._counts: Counter[tuple[str, str | None, str | None]] = Counter()
@@ -29,8 +30,11 @@ class Tail:
         """Reads what is new; returns everything so far, in the order of reading. Raises ActorFailed when the run is
         interrupted."""
         going_on()
-        for file in sorted(self._directory.glob("*.jsonl")):
-            with file.open("rb") as lines:
+        with os.scandir(self._directory) as entries:
+            journals = [entry for entry in entries if entry.name.endswith(".jsonl")]
+            grown = sorted(some.path for some in journals if some.stat().st_size > self._read.get(some.path, 0))
+        for file in grown:
+            with open(file, "rb") as lines:
                 lines.seek(self._read.get(file, 0))
                 new = lines.read()
             whole = new.rfind(b"\n") + 1
@@ -39,9 +43,9 @@ class Tail:
                 self._add(Event.parse(line))
         return self.events
 
-    def ids(self, op: str, type: str | None = None, *, subscription: str | None = None) -> set[str]:
-        """Of events already read; of one type, of one subscription, if given."""
-        return set(self._ids.get((op, type, subscription), ()))
+    def ids(self, op: str, type: str | None = None, *, subscription: str | None = None) -> Set[str]:
+        """Of events already read; of one type, of one subscription, if given. Grows with what is read."""
+        return self._ids.setdefault((op, type, subscription), set())
 
     def count(self, op: str, type: str | None = None) -> int:
         return self._counts[op, type, None]

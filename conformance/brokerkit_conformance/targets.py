@@ -20,7 +20,7 @@ from urllib.parse import parse_qsl, urlencode
 
 import brokerkit
 from brokerkit.driver import Capabilities
-from brokerkit.errors import ConfigurationError
+from brokerkit.errors import ConfigurationError, GuaranteeNotOffered
 from brokerkit.guarantees import Claims
 from brokerkit.local.contract import LocalBroker
 from brokerkit.local.keeper import temporary_directory
@@ -118,8 +118,12 @@ class Target:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def url(self, *, through: bool = False) -> str:
-        """The URL of actors, settings included; `through` the fault proxy. Raises CannotInduce."""
+    def url(self, settings: Mapping[str, str] | None = None, *, through: bool = False) -> str:
+        """The URL of actors, with the target's settings and then these; `through` the fault proxy. Raises
+        CannotInduce."""
+        return with_settings(self._own_url(through), settings or {})
+
+    def _own_url(self, through: bool) -> str:
         if through and self.proxy is None:
             raise CannotInduce("it is not reached over a network in which a frame could be lost")
         if self.local is None:
@@ -131,12 +135,26 @@ class Target:
         quick = self.local.fast_settings
         return with_settings(self.local.url(through=through), {**quick, **self.asked.settings})
 
-    def connect(self) -> brokerkit.Broker:
-        return brokerkit.connect(self.url())
+    def connect(self, settings: Mapping[str, str] | None = None) -> brokerkit.Broker:
+        return brokerkit.connect(self.url(settings))
 
     def claims(self, producer: str, consumer: str) -> Claims:
+        """None where the broker does not offer this pair."""
         with self.connect() as broker:
-            return broker.claims(producer, consumer)
+            try:
+                return broker.claims(producer, consumer)
+            except GuaranteeNotOffered:
+                return Claims()
+
+    @property
+    def cells_at_once(self) -> int | None:
+        """How many cells it bears at a time, where it says so."""
+        return None if self.local is None else self.local.cells_at_once
+
+    def bearable(self, rate: float) -> float:
+        """This many sends a second, or as many as it bears."""
+        most = None if self.local is None else self.local.sends_a_second
+        return rate if most is None else min(rate, most)
 
     @property
     def nodes(self) -> int:

@@ -4,6 +4,7 @@ Specification: `url`, `settings`, `actor`, `journal`, `topics`, `subscription`, 
 `Broker.consumer`), `handler`:
 
 - `stop_at` {point, after}: stands still at `before_processing` or `before_ack` of the delivery after so many.
+- `behind`: the first handler begins once so many deliveries wait behind it.
 - `work`: seconds the handler takes. `batch`: messages asked for at once.
 - `nack` {delay, times, ids}: gives each of these messages back so many times before it works on it.
 - `poison`: ids that are given back for ever. `dead`: what arrives is a dead letter, read as such.
@@ -23,7 +24,6 @@ from typing import Any
 
 from brokerkit.errors import BrokerkitError
 from brokerkit_conformance.actors.stage import Stage
-from brokerkit_conformance.messages import digest
 
 _GATHER_SECONDS = 10.0
 _FORK_SECONDS = 10
@@ -58,6 +58,7 @@ class ConsumerActor:
         self.stage.say("DONE", "close", self.handled)
 
     def _loop(self, consumer: Any) -> None:
+        behind = int(self.handler.get("behind", 0))
         while not self.stage.stopping.is_set():
             if not self.stage.commands.empty():
                 command = self.stage.commands.get()
@@ -69,6 +70,9 @@ class ConsumerActor:
                 self.stage.stopping.wait(0.05)
                 continue
             batch = self._batch(consumer)
+            if batch and behind:
+                self._wait_behind(consumer, behind + len(batch))
+                behind = 0
             for delivery in batch:
                 self._received(delivery)
             for delivery in batch:
@@ -76,6 +80,12 @@ class ConsumerActor:
                 if self.stage.stopping.is_set() and not self.at_most_once:
                     break
                 self._handle(delivery)
+
+    def _wait_behind(self, consumer: Any, wanted: int) -> None:
+        until = time.monotonic() + _GATHER_SECONDS
+        while consumer.held < wanted and time.monotonic() < until:
+            time.sleep(0.02)
+        self.stage.journal.write("held", "ok", count=consumer.held)
 
     def _batch(self, consumer: Any) -> list[Any]:
         batch: list[Any] = consumer.receive(max_messages=self.batch, timeout=0.25)
@@ -109,22 +119,7 @@ class ConsumerActor:
         self.handled += 1
 
     def _received(self, delivery: Any) -> None:
-        headers = delivery.headers
-        found = digest(delivery.body, delivery.key, headers, delivery.content_type)
-        self.stage.journal.write(
-            "receive",
-            "ok",
-            delivery.id,
-            attempt=delivery.attempt,
-            position=None if delivery.position is None else str(delivery.position),
-            key=delivery.key,
-            sha=found,
-            topic=delivery.topic,
-            subscription=self.spec["subscription"],
-            headers_ok=headers.get("suite-digest") == found,
-            published_at=delivery.published_at,
-            drain=bool(self.spec.get("drain")),
-        )
+        self.stage.received(delivery, self.spec["subscription"], drain=bool(self.spec.get("drain")))
 
     def _settle(self, how: str, delivery: Any, **options: Any) -> None:
         if self.at_most_once:
@@ -209,5 +204,9 @@ def _in_a_fork(call: Any) -> str:
     return name or "no answer"
 
 
-if __name__ == "__main__":
+def main() -> None:
     ConsumerActor(Stage()).run()
+
+
+if __name__ == "__main__":
+    main()

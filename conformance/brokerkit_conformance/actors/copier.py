@@ -100,5 +100,9 @@ class CopierActor:
             self.stage.barrier(point, id)
 
 
-if __name__ == "__main__":
+def main() -> None:
     CopierActor(Stage()).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,8 @@
 """A producer in a process of its own: `python -m brokerkit_conformance.actors.producer`.
 
 Specification: `url`, `settings`, `actor`, `journal`, `topic`, `guarantee`, `delivery_timeout`, `prefix`.
-Commands: `send` {count, keys, size, rate, kind}, `close`. A `send` is done when every receipt has ended.
+Commands: `send` {count, keys, size, rate, kind, first}, `close`. A `send` is done when every receipt has ended;
+`first` begins to count there, to send again what was sent.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ from typing import Any
 
 from brokerkit_conformance.actors.stage import Stage
 from brokerkit_conformance.messages import Sample, plain, samples
+
+_BEHIND = 0.1
+"""Seconds that a stream may be late and still catch up."""
 
 _ENDS = {"confirmed": "ok", "refused": "fail", "unknown": "info"}
 
@@ -43,7 +47,8 @@ class ProducerActor:
             if self.stage.stopping.is_set():
                 break
             self._send_one(producer, sample)
-            due += pause
+            # What an outage kept back is not made up for: a broker that comes back is met by no more than before.
+            due = max(due + pause, time.monotonic() - _BEHIND)
             if (early := due - time.monotonic()) > 0:
                 self.stage.stopping.wait(early)
 
@@ -51,7 +56,7 @@ class ProducerActor:
         prefix = self.spec["prefix"]
         if command.get("kind") == "samples":
             return samples(prefix, command.get("largest"))
-        first = self.sent
+        first = command.get("first", self.sent)
         return plain(prefix, first, command["count"], command.get("keys", 0), command.get("size", 64))
 
     def _send_one(self, producer: Any, sample: Sample) -> None:
@@ -90,5 +95,9 @@ class ProducerActor:
         )
 
 
-if __name__ == "__main__":
+def main() -> None:
     ProducerActor(Stage()).run()
+
+
+if __name__ == "__main__":
+    main()

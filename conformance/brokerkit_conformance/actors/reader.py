@@ -64,5 +64,9 @@ class ReaderActor:
             self.stage.journal.write("effect", "ok", delivery.id, subscription=subscription)
 
 
-if __name__ == "__main__":
+def main() -> None:
     ReaderActor(Stage()).run()
+
+
+if __name__ == "__main__":
+    main()

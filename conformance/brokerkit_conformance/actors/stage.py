@@ -20,6 +20,7 @@ from typing import Any
 
 import brokerkit
 from brokerkit_conformance.history import Journal
+from brokerkit_conformance.messages import DIGEST, digest
 
 _PR_SET_PDEATHSIG = 1
 
@@ -53,6 +54,25 @@ class Stage:
         self.journal.write("at", id=id, point=point)
         self.say("AT", point, json.dumps(id))
         self._released.acquire()
+
+    def received(self, delivery: Any, subscription: str, **more: Any) -> None:
+        """Writes down that a message was handed out, and whether it is whole."""
+        headers = delivery.headers
+        found = digest(delivery.body, delivery.key, headers, delivery.content_type)
+        self.journal.write(
+            "receive",
+            "ok",
+            delivery.id,
+            attempt=delivery.attempt,
+            position=None if delivery.position is None else str(delivery.position),
+            key=delivery.key,
+            sha=found,
+            topic=delivery.topic,
+            subscription=subscription,
+            headers_ok=headers.get(DIGEST) == found,
+            published_at=delivery.published_at,
+            **more,
+        )
 
     def event(self, event: Any) -> None:
         self.journal.write("event", kind=str(event.kind), detail=str(event.detail))

@@ -6,22 +6,23 @@ Every process started here is ended by its own id, whatever happens to the check
 from __future__ import annotations
 
 import json
-import os
 import queue
 import signal
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from brokerkit_conformance.actors.nursery import Nursery
 from brokerkit_conformance.history import Journal
 
 _GRACE = 40.0
 _alive: set[Actor] = set()
+_nursery: Nursery | None = None
+_nursery_lock = threading.Lock()
 _ending = threading.Event()
 
 
@@ -39,9 +40,9 @@ def ending_all() -> Iterator[None]:
 
 
 def going_on() -> None:
-    """Raises ActorFailed while everything is being ended."""
+    """Raises Interrupted while everything is being ended."""
     if _ending.is_set():
-        raise ActorFailed("the run was interrupted")
+        raise Interrupted("the run was interrupted")
 
 
 def locks_a_file(pid: int) -> bool:
@@ -50,14 +51,36 @@ def locks_a_file(pid: int) -> bool:
     return any(lock[3:5] == ["WRITE", str(pid)] for lock in locks)
 
 
+def _nursery_now() -> Nursery:
+    global _nursery
+    with _nursery_lock:
+        if _nursery is None or not _nursery.alive:
+            _nursery = Nursery()
+        return _nursery
+
+
+def _started(command: Sequence[str], errors: Path) -> subprocess.Popen[bytes]:
+    with errors.open("ab") as said:
+        return subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, start_new_session=True
+        )
+
+
 class ActorFailed(Exception):
     """An actor ended, or went silent, where the check needed it. The text ends with what it last said."""
 
 
-class Actor:
-    """One incarnation of a producer or consumer. Used from the thread that made it, which must outlive it."""
+class Interrupted(ActorFailed):
+    """Everything is being ended."""
 
-    def __init__(self, module: str, spec: dict[str, Any], journal: Journal, directory: Path) -> None:
+
+class Actor:
+    """One incarnation of a producer or consumer. Used from the thread that made it, which must outlive it.
+
+    `plays` is what runs: the role of one of this package's actors, or the command of another program that speaks as
+    they do."""
+
+    def __init__(self, plays: str | Sequence[str], spec: dict[str, Any], journal: Journal, directory: Path) -> None:
         going_on()
         self.name: str = spec["actor"]
         self.ended = False
@@ -67,15 +90,9 @@ class Actor:
         self._own_journal = Path(spec["journal"])
         self._errors = directory / f"{self.name.replace('#', '.')}.stderr"
         self._words: queue.SimpleQueue[list[str] | None] = queue.SimpleQueue()
-        with self._errors.open("ab") as errors:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", f"brokerkit_conformance.actors.{module}"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
-                start_new_session=True,
-            )
+        self._process = (
+            _nursery_now().fork(plays, self._errors) if isinstance(plays, str) else _started(plays, self._errors)
+        )
         self.pid = self._process.pid
         self._reader = threading.Thread(target=self._read, name=f"hears {self.name}", daemon=True)
         self._reader.start()

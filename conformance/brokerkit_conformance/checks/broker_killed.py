@@ -23,10 +23,7 @@ def broker_killed(story: Story) -> None:
     producer.start(100_000, rate=120)
     story.wait_effects(50)
     for _ in story.trials():
-        for node in range(story.target.asked.nodes):
-            story.broker("kill", node)
-        for node in range(story.target.asked.nodes):
-            story.broker("restart", node)
+        story.break_broker()
         after = len(story.effects())
         recovered = story.wait_effects(after + 30, timeout=60.0)
         story.expect("producer and consumer go on by themselves", recovered, f"{len(story.effects()) - after} effects")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,10 +13,10 @@ from brokerkit.plugins import plugins
 
 if TYPE_CHECKING:
     from brokerkit.driver import Capabilities
-    from brokerkit.guarantees import Properties
+    from brokerkit.guarantees import Claim, Properties
     from brokerkit_conformance.story import Story
 
-Varies = Literal["producer", "consumer", "both", "transactions"]
+Varies = Literal["producer", "consumer", "both", "transactions", "store"]
 _AT_LEAST_ONCE = "at_least_once"
 _EXACTLY_ONCE = "exactly_once"
 
@@ -27,7 +27,8 @@ class CheckSpec:
 
     - `point`: the failure point whose claim is judged.
     - `varies`: whose guarantee the failure is about; the other end stays at least once. `both`: each in turn.
-      `transactions`: what is received is committed with what is sent; it runs once, exactly once.
+      `transactions`: what is received is committed with what is sent; it runs once, exactly once. `store`: its effects
+      are rows in a store; it runs once with each store that the run names, exactly once.
     - `witness`: what must be *seen*, `loss` or `duplicate`, by the guarantee that varies, where the plugin's claim
       says it is expected.
     - `needs_fault`: without evidence that the fault fired, nothing is proved.
@@ -38,6 +39,8 @@ class CheckSpec:
       and not judged.
     - `claimed_at`: the guarantees of the end that varies at which anything is stated here; none named: at all.
     - `witness_if`: whether a plugin of these properties owes the witness even where it claims only `possible`.
+    - `keys`: all that it has in a store are idempotency keys; its effects are elsewhere, and any store of keys will do.
+    - `of_store`: what becomes of a store's claim under this failure; only of those that vary by `store`.
     """
 
     name: str
@@ -53,11 +56,19 @@ class CheckSpec:
     claimed_if: Callable[[Properties], bool] = lambda properties: True
     claimed_at: tuple[str, ...] = ()
     witness_if: Callable[[Properties], bool] = lambda properties: True
+    keys: bool = False
+    of_store: Callable[[Claim], Claim] = lambda claim: claim
+
+    @property
+    def in_store(self) -> bool:
+        return self.varies == "store"
 
     def pairs(self, capabilities: Capabilities) -> list[tuple[str, str]]:
         """The (producer, consumer) guarantees to run at: every one that the target offers at the varying end."""
         producers = [str(g) for g in sorted(capabilities.producer_guarantees)]
         consumers = [str(g) for g in sorted(capabilities.consumer_guarantees) if g != "exactly_once"]
+        if self.in_store:
+            return [(_AT_LEAST_ONCE, _EXACTLY_ONCE)]
         if self.varies == "transactions":
             return [(_EXACTLY_ONCE if _EXACTLY_ONCE in producers else _AT_LEAST_ONCE, _EXACTLY_ONCE)]
         found = []
@@ -94,7 +105,8 @@ def check(
 
 def checks() -> dict[str, CheckSpec]:
     """The suite's own checks by name, in the order of their files' names' declaration."""
-    return {spec.name: spec for spec in _all_of("brokerkit_conformance.checks")}
+    packages = ("brokerkit_conformance.checks", "brokerkit_conformance.checks.once")
+    return {spec.name: spec for package in packages for spec in _all_of(package)}
 
 
 def checks_of(plugin: str) -> dict[str, CheckSpec]:
@@ -113,15 +125,11 @@ def matching(found: Mapping[str, CheckSpec], globs: list[str]) -> list[CheckSpec
 def _all_of(package: str) -> Iterator[CheckSpec]:
     module = importlib.import_module(package)
     yield from _in(module)
-    for some in sorted(pkgutil.iter_modules(getattr(module, "__path__", [])), key=_place):
-        yield from _in(importlib.import_module(f"{package}.{some.name}"))
+    order: Sequence[str] = getattr(module, "ORDER", ())
+    names = [some.name for some in pkgutil.iter_modules(getattr(module, "__path__", [])) if not some.ispkg]
+    for name in sorted(names, key=lambda name: (order.index(name) if name in order else len(order), name)):
+        yield from _in(importlib.import_module(f"{package}.{name}"))
 
 
 def _in(module: Any) -> Iterator[CheckSpec]:
     return (value for value in vars(module).values() if isinstance(value, CheckSpec))
-
-
-def _place(some: pkgutil.ModuleInfo) -> tuple[int, str]:
-    from brokerkit_conformance.checks import ORDER
-
-    return (ORDER.index(some.name) if some.name in ORDER else len(ORDER), some.name)

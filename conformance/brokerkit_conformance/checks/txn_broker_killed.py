@@ -26,10 +26,7 @@ def txn_broker_killed(story: Story) -> None:
     copying.wait_committed(3)
     for _ in story.trials():
         story.wait(lambda: False, story.random.uniform(0.2, 0.8))
-        for node in range(story.target.asked.nodes):
-            story.broker("kill", node)
-        for node in range(story.target.asked.nodes):
-            story.broker("restart", node)
+        story.break_broker()
         recovered = copying.wait_committed(3, timeout=90.0)
         story.expect("workers go on by themselves", recovered, f"{copying.ends('ok')} committed")
     producer.stop()

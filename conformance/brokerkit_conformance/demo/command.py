@@ -15,8 +15,10 @@ from rich.text import Text
 
 from brokerkit.errors import BrokerkitError
 from brokerkit.local.keeper import temporary_directory
+from brokerkit_conformance.demo.books import Ledger
 from brokerkit_conformance.demo.fetch import Fetch
-from brokerkit_conformance.demo.ledger import WAYS, Ledger, charge_all
+from brokerkit_conformance.demo.ledger import WAYS, charge_all
+from brokerkit_conformance.demo.table import add, empty
 from brokerkit_conformance.progress import Progress
 from brokerkit_conformance.report import matrix, write
 from brokerkit_conformance.runner import Options, Run, run
@@ -86,36 +88,10 @@ def _ledgers(console: Console, payments: int, kills: int, seed: int) -> list[Led
 
 
 def _table(ledgers: list[Ledger]) -> Table:
-    table = Table(title="The ledgers", title_style="bold", title_justify="left")
-    table.add_column("consumers ask for")
-    for column in ("ought to be", "charged", "killed", "never charged", "charged again"):
-        table.add_column(column, justify="right")
-    table.add_column("so")
+    table = empty("The ledgers", "consumers ask for")
     for ledger in ledgers:
-        table.add_row(
-            ledger.way.title,
-            f"${ledger.ought:,}",
-            f"${ledger.dollars:,}",
-            str(ledger.killed),
-            str(ledger.never) if ledger.seconds else "…",
-            str(ledger.again) if ledger.seconds else "…",
-            _outcome(ledger),
-        )
+        add(table, ledger)
     return table
-
-
-def _outcome(ledger: Ledger) -> Text:
-    if not ledger.seconds:
-        return Text("charging", style="dim")
-    if not ledger.finished:
-        return Text("did not finish in time", style="yellow")
-    difference = ledger.dollars - ledger.ought
-    style = {"exact": "bold green"}.get(ledger.outcome, "bold red" if not ledger.as_promised else "bold yellow")
-    return Text(ledger.outcome if not difference else f"{ledger.outcome}: {_signed(difference)}", style=style)
-
-
-def _signed(dollars: int) -> str:
-    return f"{'-' if dollars < 0 else '+'}${abs(dollars):,}"
 
 
 def _moral(ledgers: list[Ledger]) -> Text:
@@ -134,7 +110,7 @@ def _checks(console: Console, fetch: Fetch, report: Path, seed: int) -> Run:
     console.print(
         "\n[bold]Do not take our word for it.[/] The conformance suite induces failures and holds claims against them."
     )
-    whole = Run([], {}, {})
+    whole = Run()
     started = time.time()
     with Progress(console) as progress:
         for name, checks in CHECKS.items():
@@ -143,13 +119,9 @@ def _checks(console: Console, fetch: Fetch, report: Path, seed: int) -> Run:
                 whole.unavailable[name] = why
                 continue
             try:
-                found = run([understand(name)], Options(checks=checks, seed=seed), report, progress)
+                run([understand(name)], Options(checks=checks, seed=seed), report, whole, progress)
             except BrokerkitError as error:
                 whole.unavailable[name] = str(error)
-                continue
-            whole.cells += found.cells
-            whole.versions |= found.versions
-            whole.unavailable |= found.unavailable
     about = {"command": "brokerkit demo", "seed": seed, "started": int(started * 1000)}
     page = write(whole, report, {**about, "seconds": round(time.time() - started, 1)})
     console.print(matrix(whole))

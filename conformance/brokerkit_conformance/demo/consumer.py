@@ -12,18 +12,23 @@ import signal
 import sqlite3
 import sys
 import time
+from collections.abc import Callable
 
 import brokerkit
+from brokerkit.once import Inbox
+from brokerkit_conformance.demo.books import charge, open_books
 
 CALL_SECONDS = 0.001
 """How long the card company takes to answer."""
 
 
+INBOX = Inbox("ledger")
+
+
 def main(url: str, ledger: str, guarantee: str, dedup: str) -> None:
     parent = os.getppid()
-    charge = _charge_once if dedup == "dedup" else _charge
-    database = sqlite3.connect(ledger, timeout=30.0, isolation_level=None)
-    database.execute("pragma synchronous = full")
+    handle: Callable[[sqlite3.Connection, brokerkit.Delivery], None] = _once if dedup == "dedup" else _each_time
+    books = open_books(ledger)
     with brokerkit.connect(url) as broker:
         with broker.consumer("payments", subscription="ledger", guarantee=guarantee, prefetch=20) as consumer:
             signal.signal(signal.SIGTERM, lambda *_: consumer.stop())
@@ -34,20 +39,20 @@ def main(url: str, ledger: str, guarantee: str, dedup: str) -> None:
                     break
                 for delivery in deliveries:
                     time.sleep(CALL_SECONDS)
-                    charge(database, delivery.id)
+                    handle(books, delivery)
                     delivery.ack()
 
 
-def _charge(database: sqlite3.Connection, id: str) -> None:
-    database.execute("insert into charges (payment, dollars, process) values (?, 50, ?)", (id, os.getpid()))
+def _each_time(books: sqlite3.Connection, delivery: brokerkit.Delivery) -> None:
+    charge(books, delivery.id)
 
 
-def _charge_once(database: sqlite3.Connection, id: str) -> None:
+def _once(books: sqlite3.Connection, delivery: brokerkit.Delivery) -> None:
     """Both rows or none: the id that was seen, and the charge."""
-    database.execute("begin immediate")
-    if database.execute("insert or ignore into seen (payment) values (?)", (id,)).rowcount:
-        _charge(database, id)
-    database.execute("commit")
+    books.execute("begin immediate")
+    for fresh in INBOX.fresh(books, [delivery]):
+        charge(books, fresh.id)
+    books.execute("commit")
 
 
 if __name__ == "__main__":

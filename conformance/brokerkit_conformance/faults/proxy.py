@@ -28,7 +28,7 @@ from brokerkit_conformance.faults.owners import owner_of
 T = TypeVar("T")
 Way = Literal["client", "broker"]
 """Who speaks: `client` is what goes to the broker, `broker` what comes from it."""
-Action = Literal["refuse", "cut", "delay", "blackhole", "drop_frame", "change_frame", "see_frame"]
+Action = Literal["refuse", "cut", "delay", "blackhole", "drop_frame", "change_frame", "hold_frame", "see_frame"]
 
 
 class Changed(NamedTuple):
@@ -57,6 +57,7 @@ class Rule:
     times: int = 1
     seconds: float = 0.0
     change: Change | None = None
+    held: _Held | None = None
     evidence: list[dict[str, Any]] = field(default_factory=list)
     fired: threading.Event = field(default_factory=threading.Event)
 
@@ -69,8 +70,14 @@ class Rule:
         if not self.fired.wait(timeout):
             what = " or ".join(sorted(self.kinds)) or "connection"
             raise DidNotFire(f"no {what} came by the proxy to {self.action} within {timeout:.0f} s")
-        unit = "frames" if self.action in ("drop_frame", "change_frame", "see_frame") else "connections"
+        unit = "frames" if self.action.endswith("_frame") else "connections"
         return {unit: len(self.evidence), **self.evidence[0]}
+
+    def forget(self) -> None:
+        """What it held never arrives. On the loop's thread."""
+        if self.held is not None:
+            self.held.writer.transport.abort()
+            self.held = None
 
 
 class Proxy:
@@ -142,6 +149,23 @@ class Proxy:
         proxy's thread: quick, and without a wait."""
         return self._arm(Rule("change_frame", of, way, frozenset(kinds), "pass", times, change=change))
 
+    def hold_frame(self, *kinds: str, of: int | None = None) -> Rule:
+        """Keeps the next frame of one of these kinds on its way to the broker until `let_in`. Its connection is reset
+        at the client's end; at the broker's it stays open, as if the broker had not come to read it yet."""
+        return self._arm(Rule("hold_frame", of, "client", frozenset(kinds)))
+
+    def let_in(self, rule: Rule, answer: str, timeout: float = 10.0) -> dict[str, Any]:
+        """What the broker answers, with a frame of that kind, to the one that was held. Raises DidNotFire."""
+        if rule.held is None:
+            raise DidNotFire("nothing was held that could be let in")
+        going = asyncio.run_coroutine_threadsafe(rule.held.go_on(answer), self._loop)
+        try:
+            frame = going.result(timeout)
+        except TimeoutError:
+            going.cancel()
+            raise DidNotFire(f"no {answer} to what had been held within {timeout:.0f} s") from None
+        return {"answer": frame.native}
+
     def see_frame(self, *kinds: str, way: Way, of: int | None = None) -> Rule:
         """Lets everything pass, and tells of the next frame of one of these kinds."""
         return self._arm(Rule("see_frame", of, way, frozenset(kinds)))
@@ -174,6 +198,8 @@ class Proxy:
             server.close()
         for connection in list(self._connections):
             connection.reset()
+        for rule in self.rules:
+            rule.forget()
         while tasks := asyncio.all_tasks() - {asyncio.current_task()}:
             for task in tasks:
                 task.cancel()
@@ -240,6 +266,8 @@ class Proxy:
     def _heal(self, rule: Rule | None) -> None:
         gone = [some for some in self.rules if rule is None or some is rule or some.of == rule.of]
         self.rules = [some for some in self.rules if some not in gone]
+        for some in gone:
+            some.forget()
         for connection in list(self._connections):
             if connection.lost_bytes and any(connection.belongs_to(some) for some in gone):
                 connection.reset()
@@ -262,6 +290,25 @@ class Proxy:
             raise RuntimeError("the fault proxy does not answer")
 
 
+@dataclass(slots=True)
+class _Held:
+    """A frame, and the broker's end of the connection that it was on."""
+
+    frame: Frame
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    codec: Codec
+
+    async def go_on(self, answer: str) -> Frame:
+        """Sends it on; returns the broker's answer."""
+        self.writer.write(self.frame.raw)
+        while data := await self.reader.read(_CHUNK):
+            for frame in self.codec.broker(data):
+                if frame.kind == answer:
+                    return frame
+        raise DidNotFire("the broker closed the connection instead of answering what had been held")
+
+
 class _Connection:
     """One client's connection and the one behind it."""
 
@@ -269,6 +316,7 @@ class _Connection:
         self._proxy = proxy
         self._owner = owner
         self._writers = [client]
+        self._broker: asyncio.StreamReader | None = None
         self._codec = codec
         self._reset = False
         self.lost_bytes = False
@@ -290,6 +338,7 @@ class _Connection:
         broker, to_broker = await asyncio.open_connection(*upstream, limit=4 * _CHUNK)
         to_client = self._writers[0]
         self._writers.append(to_broker)
+        self._broker = broker
         if self._reset:
             self.reset()
             return
@@ -327,6 +376,9 @@ class _Connection:
             return self._unless_blackholed(way, data)
         passed = bytearray()
         for frame in frames:
+            if rule := self._to_hold(way, frame):
+                self._hold(rule, frame, bytes(passed))
+                return b""
             if not self._dropped(way, frame):
                 passed += self._unless_blackholed(way, self._changed(way, frame))
             if self._reset:
@@ -343,6 +395,22 @@ class _Connection:
             self._proxy.trouble.append(f"{way}: {type(error).__name__}: {error}")
             self._codec = None
             return None
+
+    def _to_hold(self, way: Way, frame: Frame) -> Rule | None:
+        if way == "broker":
+            return None
+        rules = self._rules("hold_frame")
+        return next((rule for rule in rules if frame.kind in rule.kinds and not rule.evidence), None)
+
+    def _hold(self, rule: Rule, frame: Frame, before: bytes) -> None:
+        """What came before the frame goes on; what comes after it is lost with the client's end."""
+        assert self._broker is not None
+        assert self._codec is not None
+        rule.bit(frame=frame.native, kind=frame.kind, ids=list(frame.ids), bytes=len(frame.raw))
+        to_broker = self._writers.pop()
+        to_broker.write(before)
+        rule.held = _Held(frame, self._broker, to_broker, self._codec)
+        self.reset()
 
     def _dropped(self, way: Way, frame: Frame) -> bool:
         for rule in self._rules("see_frame"):

@@ -167,6 +167,99 @@ def late_ack_reported_settled(broker: Broker) -> Broker:
     return broken(broker, receiver=Liar)
 
 
+# ---------------------------------------------------------------- leases
+
+
+def forgets_to_extend(broker: Broker) -> Broker:
+    """No lease is renewed."""
+
+    class Forgets(ReceiverShell):
+        def extend(self, held: Sequence[Token], seconds: float) -> None:
+            """It will last."""
+
+    return broken(broker, receiver=Forgets)
+
+
+def extends_only_what_is_worked_on(broker: Broker) -> Broker:
+    """What waits in the buffer for its turn is not renewed, only what a handler has."""
+    consumer = broker.consumer
+
+    def keeps_the_active(*topics: str, **options: Any) -> Any:
+        made = consumer(*topics, **options)
+        keeper = made._session.keeper
+        if keeper is not None:
+            keep = keeper.keep
+
+            def without_the_buffer(outstanding: Any) -> None:
+                waiting = {delivery._raw.token for delivery in list(made._ready)}
+                keep({token: held for token, held in list(outstanding.items()) if token not in waiting})
+
+            keeper.keep = without_the_buffer  # type: ignore[method-assign]
+        return made
+
+    broker.consumer = keeps_the_active  # type: ignore[method-assign]
+    return broker
+
+
+def extends_for_dead_handlers(broker: Broker) -> Broker:
+    """Leases are renewed whatever maximum was stated, for handlers that will never come back."""
+    consumer = broker.consumer
+
+    def for_ever(*topics: str, **options: Any) -> Any:
+        return consumer(*topics, **{**options, "max_lease": 1e6})
+
+    broker.consumer = for_ever  # type: ignore[method-assign]
+    return broker
+
+
+def uses_the_first_handle(broker: Broker) -> Broker:
+    """What comes again while it is in hand is acked by the handle that it came with first."""
+
+    class First(ReceiverShell):
+        def __init__(self, settled: Any) -> None:
+            super().__init__(settled)
+            self.handles: dict[Token, str] = {}
+
+        def receive(self, max_messages: int, timeout: float) -> Sequence[Incoming]:
+            received = super().receive(max_messages, timeout)
+            self.handles.update({one.token: one.token.handle for one in received})
+            return received
+
+        def settle(
+            self, acks: Sequence[Token] = (), nacks: Sequence[Nack] = (), rejects: Sequence[Reject] = ()
+        ) -> None:
+            for token in acks:
+                token.handle = self.handles[token]
+            super().settle(acks, nacks, rejects)
+
+    return broken(broker, receiver=First)
+
+
+def polls_between_messages(broker: Broker) -> Broker:
+    """Nothing is polled while a handler works, as in a loop that calls its handler itself."""
+
+    class OneByOne(ReceiverShell):
+        def __init__(self, settled: Any) -> None:
+            super().__init__(settled)
+            self.open: set[Token] = set()
+
+        def receive(self, max_messages: int, timeout: float) -> Sequence[Incoming]:
+            if self.open:
+                time.sleep(min(timeout, 0.05) or 0.01)
+                return ()
+            received = super().receive(max_messages, timeout)
+            self.open = {one.token for one in received}
+            return received
+
+        def settle(
+            self, acks: Sequence[Token] = (), nacks: Sequence[Nack] = (), rejects: Sequence[Reject] = ()
+        ) -> None:
+            super().settle(acks, nacks, rejects)
+            self.open -= {*acks, *tokens(nacks)}
+
+    return broken(broker, receiver=OneByOne)
+
+
 # ---------------------------------------------------------------- giving back
 
 
@@ -327,7 +420,7 @@ def offsets_outside_the_transaction(broker: Broker) -> Broker:
     """What was sent is committed first, what was received afterwards, in a transaction of its own."""
 
     class Twice(TransactorShell):
-        def settle(self, acks: Sequence[Token], rejects: Sequence[Reject] = ()) -> None:
+        def settle(self, acks: Sequence[Token], rejects: Sequence[tuple[Incoming, str]] = ()) -> None:
             self.acks = list(acks)
 
         def receive(self, max_messages: int, timeout: float) -> Sequence[Incoming]:
@@ -375,3 +468,14 @@ def no_rewind_after_abort(broker: Broker) -> Broker:
             self.inside._seek = seek
 
     return broken(broker, transactor=GoesOn)
+
+
+def producer_kept_after_an_unknown_commit(broker: Broker) -> Broker:
+    """A producer whose connection failed goes on to the next transaction, as the client's own API lets it."""
+
+    class Keeps(TransactorShell):
+        def begin(self) -> None:
+            self.inside._producer._doubt = ""
+            self.inside.begin()
+
+    return broken(broker, transactor=Keeps)

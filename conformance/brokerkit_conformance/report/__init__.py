@@ -1,4 +1,5 @@
-"""What a run found, for people and for machines: terminal matrix, results.json, JUnit XML, a page.
+"""What a run found, for people and for machines: terminal matrix, results.json, JUnit XML, a page, a table
+for Markdown.
 
 Nothing here decides anything: verdicts come from verdict.py, counts from checkers.py. No report holds a secret or a
 message's body; both stay out of histories in the first place.

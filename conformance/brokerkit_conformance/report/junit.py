@@ -55,7 +55,8 @@ def _suite(root: ET.Element, target: str, cells: list[Cell]) -> None:
 
 
 def _case(suite: ET.Element, cell: Cell) -> None:
-    name = f"{cell.check}[{cell.producer_guarantee}-{cell.guarantee}]"
+    store = f"-{cell.store}" if cell.store else ""
+    name = f"{cell.check}[{cell.producer_guarantee}-{cell.guarantee}{store}]"
     case = ET.SubElement(suite, "testcase", classname=cell.target, name=name, time=f"{cell.seconds:.3f}")
     kind = ELEMENT.get(Verdict(cell.verdict))
     if kind is not None:

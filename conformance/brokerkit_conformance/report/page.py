@@ -68,7 +68,7 @@ def _tale(number: int, cell: Cell, history: History | None) -> Tale:
         cell,
         f"cell-{number}",
         words.title(cell.check),
-        words.asked(cell.producer_guarantee, cell.guarantee),
+        words.asked(*words.row_of(cell)[1:]),
         words.counts(cell),
     )
     if history is not None and history.cell is not None:
@@ -86,7 +86,7 @@ def _lines(tales: list[Tale]) -> Iterator[tuple[str, int, str, dict[str, Tale]]]
     for row in rows:
         span = sum(other[0] == row[0] for other in rows) if row[0] != before else 0
         across = {target: places[target, *row] for target in targets if (target, *row) in places}
-        yield words.title(row[0]), span, words.asked(row[1], row[2]), across
+        yield words.title(row[0]), span, words.asked(*row[1:]), across
         before = row[0]
 
 

@@ -47,11 +47,11 @@ def _table(run: Run) -> Table:
         table.add_column(name, overflow="fold")
     cells = {(cell.target, *words.row_of(cell)): cell for cell in run.cells}
     before = ""
-    for check, producer, consumer in words.rows(run.cells):
-        places = [cells.get((target, check, producer, consumer)) for target in targets]
-        first = words.title(check) if check != before else ""
-        table.add_row(first, words.asked(producer, consumer), *(_place(cell) for cell in places))
-        before = check
+    for row in words.rows(run.cells):
+        places = [cells.get((target, *row)) for target in targets]
+        first = words.title(row[0]) if row[0] != before else ""
+        table.add_row(first, words.asked(*row[1:]), *(_place(cell) for cell in places))
+        before = row[0]
     return table
 
 
@@ -64,5 +64,5 @@ def _place(cell: Cell | None) -> Text:
 
 
 def _trouble(cell: Cell) -> Text:
-    where = f" {cell.target}, {words.title(cell.check)}, {words.asked(cell.producer_guarantee, cell.guarantee)}: "
+    where = f" {cell.target}, {words.title(cell.check)}, {words.asked(*words.row_of(cell)[1:])}: "
     return Text.assemble((cell.verdict, STYLE[Verdict(cell.verdict)]), (where, "bold"), cell.reason)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from brokerkit.guarantees import Guarantee
+from brokerkit.guarantees import Claim, Guarantee, Likelihood
 from brokerkit_conformance.verdict import Question, Verdict, claim_of
 from brokerkit_conformance.verdict import exceptions as of_claim
 
 if TYPE_CHECKING:
     from brokerkit_conformance.cell import Cell
 
-Row = tuple[str, str, str]
-"""A check and the two guarantees it ran at: one line of the matrix."""
+Row = tuple[str, str, str, str]
+"""A check, the two guarantees it ran at, and its store, if any: one line of the matrix."""
 
 MEANING = {
     Verdict.HELD: "nothing that the claim excludes was seen, and all that it expects was",
@@ -26,7 +26,7 @@ MEANING = {
 
 
 def row_of(cell: Cell) -> Row:
-    return (cell.check, cell.producer_guarantee, cell.guarantee)
+    return (cell.check, cell.producer_guarantee, cell.guarantee, cell.store)
 
 
 def rows(cells: Iterable[Cell]) -> list[Row]:
@@ -44,8 +44,10 @@ def plain(guarantee: str) -> str:
     return guarantee.replace("_", " ")
 
 
-def asked(producer: str, consumer: str) -> str:
-    """Both guarantees in as few words as are clear."""
+def asked(producer: str, consumer: str, store: str = "") -> str:
+    """Both guarantees, and the store, in as few words as are clear."""
+    if store:
+        return f"{plain(consumer)} in {store}"
     if producer == consumer:
         return plain(consumer)
     if producer == "at_least_once":
@@ -88,3 +90,16 @@ def exceptions(cells: Iterable[Cell]) -> list[tuple[str, str, str]]:
         for note in of_claim(question):
             found[cell.target, title(cell.check), note] = None
     return list(found)
+
+
+def claimed(claim: Mapping[str, Any] | Claim | None) -> str:
+    """What a claim allows, in a word or two: `once`, `doubles`, `may be lost, may double`; a dash for none."""
+    found = claim_of(claim) if not isinstance(claim, Claim) else claim
+    if found is None:
+        return "–"
+    parts = [_LOSS[found.loss], _DOUBLED[found.duplicate]]
+    return ", ".join(part for part in parts if part) or "once"
+
+
+_LOSS = {Likelihood.NEVER: "", Likelihood.POSSIBLE: "may be lost", Likelihood.EXPECTED: "is lost"}
+_DOUBLED = {Likelihood.NEVER: "", Likelihood.POSSIBLE: "may double", Likelihood.EXPECTED: "doubles"}

@@ -49,11 +49,10 @@ class Cast:
         actor.wait_ready()
         return actor
 
-    def start(self, module: str, name: str, **spec: object) -> Actor:
+    def start(self, role: str, name: str, **spec: object) -> Actor:
         journal = str(self.directory / f"{name}.jsonl")
-        actor = Actor(
-            module, {"url": self.url, "actor": name, "journal": journal, **spec}, self.journal, self.directory
-        )
+        whole = {"url": self.url, "actor": name, "journal": journal, **spec}
+        actor = Actor(role, whole, self.journal, self.directory)
         self.actors.append(actor)
         return actor
 
@@ -187,3 +186,25 @@ def test_actors_die_with_a_supervisor_that_is_killed(tmp_path: Path, frozen: boo
         supervisor.wait()
         assert supervisor.stdout is not None
         supervisor.stdout.close()
+
+
+def test_actors_end_with_their_nursery_and_the_next_has_another(cast: Cast) -> None:
+    first = cast.consumer()
+    nursery = int(Path(f"/proc/{first.pid}/stat").read_text().rpartition(")")[2].split()[1])
+    assert nursery != os.getpid()
+    os.kill(nursery, signal.SIGKILL)
+    assert first.wait_end(10) == -signal.SIGKILL
+    assert until(lambda: not Path(f"/proc/{first.pid}").exists())
+    second = cast.consumer("consumer-2")
+    send(cast.producer(), 3)
+    assert until(lambda: len(cast.history().ids("effect")) == 3)
+    second.close()
+
+
+def test_an_actor_works_in_the_folder_of_its_supervisor(
+    cast: Cast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cast.consumer()
+    monkeypatch.chdir(tmp_path)
+    actor = cast.start("consumer", "consumer-3", url="sqlite:///here.db", topics=["payments"], subscription="ledger")
+    assert until(lambda: Path(f"/proc/{actor.pid}/cwd").resolve() == tmp_path.resolve())

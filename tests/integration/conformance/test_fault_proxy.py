@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 
 import pytest
@@ -322,3 +322,37 @@ def test_a_frame_that_a_change_leaves_alone_is_no_evidence(proxy: Proxy) -> None
         assert ask(client, "ack m1") == b"confirm ack m1\n"
         with pytest.raises(DidNotFire):
             rule.wait(0.1)
+
+
+def test_a_held_frame_arrives_later_on_the_brokers_end_of_a_connection_that_is_gone(
+    proxy: Proxy, broker: socketserver.ThreadingTCPServer
+) -> None:
+    rule = proxy.hold_frame("ack", of=os.getpid())
+    with closing(connect(proxy)) as first, closing(connect(proxy)) as second:
+        first.sendall(b"publish m1\nack m1\nack m2\n")
+        assert rule.wait(5)["frame"] == "toy.ack"
+        assert is_reset(first)
+        assert ask(second, "ack m3") == b"confirm ack m3\n"
+        assert b"ack m1\n" not in broker.seen  # type: ignore[attr-defined]
+        assert proxy.let_in(rule, "confirm") == {"answer": "toy.confirm"}
+        _until(lambda: b"ack m1\n" in broker.seen)  # type: ignore[attr-defined]
+        assert broker.seen[0] == b"publish m1\n"  # type: ignore[attr-defined]
+        assert b"ack m2\n" not in broker.seen  # type: ignore[attr-defined]
+
+
+def test_what_is_held_when_all_is_healed_never_arrives(proxy: Proxy, broker: socketserver.ThreadingTCPServer) -> None:
+    rule = proxy.hold_frame("ack", of=os.getpid())
+    with closing(connect(proxy)) as connection:
+        connection.sendall(b"ack m1\n")
+        rule.wait(5)
+        proxy.heal(rule)
+        with pytest.raises(DidNotFire, match="nothing was held"):
+            proxy.let_in(rule, "confirm")
+        assert broker.seen == []  # type: ignore[attr-defined]
+
+
+def _until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 5
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

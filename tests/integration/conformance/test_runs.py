@@ -14,12 +14,14 @@ from pathlib import Path
 
 import psutil
 import pytest
-from brokerkit_conformance.checks import ORDER
+from brokerkit_conformance.checks import ORDER, once
 from brokerkit_conformance.checks.registry import checks
 from brokerkit_conformance.history import History
-from brokerkit_conformance.runner import judged
+from brokerkit_conformance.runner import Options, Plan, judged, run_cell
+from brokerkit_conformance.targets import Target, understand
 
 from brokerkit.guarantees import FailurePoint
+from brokerkit.local.targets import stores
 from brokerkit.plugins import plugins
 
 SUITE = Path(__import__("brokerkit_conformance").__file__).parent
@@ -140,13 +142,14 @@ def test_an_unknown_target_is_an_error_that_lists_the_known_ones() -> None:
 
 
 def test_every_failure_point_of_the_contract_has_a_check() -> None:
-    points = {spec.point for spec in checks().values()}
+    points = {spec.point for spec in checks().values() if not spec.in_store}
     assert points == {str(point) for point in FailurePoint}
-    assert set(ORDER) == set(checks())
+    assert [*ORDER, *(f"once.{name}" for name in once.ORDER)] == list(checks())
 
 
 def test_nothing_in_the_suite_names_a_broker() -> None:
     names = {name for plugin in plugins().values() for name in (plugin.name, *plugin.schemes)} - {"memory"}
+    names |= {name.partition(":")[0] for name in stores()}
     pattern = re.compile("|".join(sorted(names)), re.IGNORECASE)
     found = [
         f"{file.relative_to(SUITE)}: {line.strip()}"
@@ -197,6 +200,30 @@ def test_a_runner_that_is_ended_in_the_middle_leaves_no_process_and_no_temporary
     assert left == []
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_an_interrupted_run_reports_the_cells_that_had_ended(number: signal.Signals, tmp_path: Path) -> None:
+    report = tmp_path / "report"
+    checks = ("--check=clean_shutdown", "--check=lease_*", "--check=consumer_frozen")
+    process = subprocess.Popen(
+        command("run", "sqlite", *checks, "--at-once=2", "--report", report), stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.split()[:1] == ["held"]:
+                break
+        process.send_signal(number)
+        process.communicate(timeout=20)
+        assert process.returncode == 130
+        found = json.loads((report / "results.json").read_text())
+        assert found["cells"]
+        assert {cell["verdict"] for cell in found["cells"]} == {"held"}
+        assert "consumer_frozen" not in {cell["check"] for cell in found["cells"]}
+    finally:
+        process.kill()
+        process.wait()
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
 def test_a_demo_that_is_ended_while_its_consumers_start_leaves_none_of_them(
     number: signal.Signals, tmp_path: Path
@@ -242,3 +269,17 @@ def _command_of(process: psutil.Process) -> list[str]:
         return process.cmdline()
     except psutil.NoSuchProcess:
         return []
+
+
+def test_another_program_may_play_a_part(tmp_path: Path) -> None:
+    played = tmp_path / "played"
+    module = "brokerkit_conformance.actors.consumer"
+    program = (
+        f"import pathlib, runpy; pathlib.Path({str(played)!r}).touch(); runpy.run_module({module!r}, None, '__main__')"
+    )
+    options = Options(programs={"consumer": [sys.executable, "-c", program]})
+    with Target(understand("sqlite")) as target:
+        plan = Plan(target.name, checks()["clean_shutdown"], "at_least_once", "at_least_once")
+        cell = run_cell(target, plan, options, tmp_path)
+    assert cell.verdict == "held", cell.reason
+    assert played.exists()

@@ -13,6 +13,7 @@ from brokerkit_conformance.cell import Cell
 from brokerkit_conformance.checks.registry import checks_of
 from brokerkit_conformance.mutants import MUTANTS, Mutant
 from brokerkit_conformance.runner import Options, Plan, run_cell
+from brokerkit_conformance.stores import Stores
 from brokerkit_conformance.targets import Target, understand
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
@@ -28,6 +29,7 @@ class Runs:
         self.selected = selected
         self.directory = directory
         self.targets: dict[str, Target] = {}
+        self.stores = Stores(sorted({mutant.store for mutant in selected if mutant.store}))
         self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="mutant")
         self._cells: dict[str, Future[Cell]] = {}
         self._lock = threading.Lock()
@@ -41,7 +43,7 @@ class Runs:
                 return self._run(mutant)
         if mutant.id not in self._cells:
             for some in self.selected:
-                if some.kind == "adapter" and some.target == mutant.target:
+                if some.kind != "harness" and some.target == mutant.target:
                     self._cells[some.id] = self._pool.submit(self._run, some)
         return self._cells[mutant.id].result()
 
@@ -49,12 +51,14 @@ class Runs:
         self._pool.shutdown(cancel_futures=True)
         for target in self.targets.values():
             target.stop()
+        self.stores.close()
 
     def _run(self, mutant: Mutant) -> Cell:
         target = self.targets[mutant.target]
         spec = dataclasses.replace(checks_of(target.plugin.name)[mutant.caught_by], trials=mutant.trials)
-        plan = Plan(mutant.target, spec, mutant.producer_guarantee, mutant.guarantee)
-        return run_cell(target, plan, Options(seed=1, adapter=mutant.adapter), self.directory / mutant.id)
+        plan = Plan(mutant.target, spec, mutant.producer_guarantee, mutant.guarantee, mutant.store)
+        options = Options(seed=1, adapter=mutant.adapter, stores=self.stores)
+        return run_cell(target, plan, options, self.directory / mutant.id)
 
     def _start(self, name: str) -> None:
         if name in self.targets:
@@ -81,5 +85,5 @@ def test_a_mutant_is_caught_by_the_check_meant_for_it(
     mutant: Mutant, runs: Runs, record_property: Callable[[str, object], None]
 ) -> None:
     cell = runs.cell(mutant)
-    record_property("mutant", f"{mutant.name} on {mutant.target}: {cell.check}: {cell.verdict}: {cell.reason}")
+    record_property("mutant", f"{mutant.name} on {mutant.where}: {cell.check}: {cell.verdict}: {cell.reason}")
     assert mutant.escaped(cell) == ""

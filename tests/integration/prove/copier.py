@@ -1,4 +1,4 @@
-"""A worker of the soak: copies a topic to another, in transactions or at least once, until it is told to stop.
+"""A worker of the soak: copies a topic to another in capitals, in transactions or at least once, until told to stop.
 
 `python copier.py URL TOPIC OUT INSTANCE exactly_once|at_least_once`. One line for every hundred messages.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+import time
 
 import brokerkit
 
@@ -16,6 +17,10 @@ SECONDS = 0.5
 PATIENCE = 20.0
 
 stopping = threading.Event()
+
+
+def transformed(body: bytes | None) -> bytes:
+    return (body or b"").upper()
 
 
 def exactly_once(broker: brokerkit.Broker, topic: str, out: str, instance: str) -> None:
@@ -33,29 +38,33 @@ def exactly_once(broker: brokerkit.Broker, topic: str, out: str, instance: str) 
                 continue
             with transaction:
                 for delivery in transaction.deliveries:
-                    transaction.send(out, delivery.body or b"", id=delivery.id)
+                    transaction.send(out, transformed(delivery.body), id=delivery.id)
             print(transaction.state, len(transaction.deliveries), flush=True)
 
 
 def at_least_once(broker: brokerkit.Broker, topic: str, out: str, instance: str) -> None:
-    """The same program with the same bounds: acks behind confirms."""
+    """The same program with the same bounds: acks behind confirms, as often as the other commits."""
     with (
         broker.consumer(topic, subscription=SUBSCRIPTION, prefetch=20_000) as consumer,
         broker.producer(out) as producer,
     ):
         while not stopping.is_set():
-            batch = consumer.receive(5_000, timeout=0.5)
-            for delivery in batch:
-                producer.send(delivery.body or b"", id=delivery.id)
-            if producer.flush(PATIENCE):
-                return
-            for delivery in batch:
+            held: list[brokerkit.Delivery] = []
+            until = time.monotonic() + SECONDS
+            while (left := until - time.monotonic()) > 0 and len(held) < 20_000:
+                batch = consumer.receive(500, timeout=left)
+                for delivery in batch:
+                    producer.send(transformed(delivery.body), id=delivery.id)
+                held += batch
+            while producer.flush(PATIENCE):
+                if stopping.is_set():
+                    return
+            for delivery in held:
                 try:
                     delivery.ack()
                 except brokerkit.LeaseLost:
                     continue
-            if batch:
-                print("acked", len(batch), flush=True)
+            print("acked", len(held), flush=True)
 
 
 def main(url: str, topic: str, out: str, instance: str, how: str) -> None:

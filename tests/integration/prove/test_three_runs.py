@@ -1,14 +1,21 @@
-"""Three whole runs over four brokers, each with its own seed, come to the same verdicts."""
+"""Three runs, each with its own seed, come to the same verdicts: all of the suite over all brokers, and its checks of
+transactions on a machine that is busy with something else."""
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from brokerkit_conformance.checks.registry import checks
 
-TARGETS = ("sqlite", "rabbitmq", "rabbitmq:3.10", "kafka")
+TARGETS = ("sqlite", "rabbitmq", "rabbitmq:3.10", "kafka", "sqs:elasticmq", "pubsub", "pubsub:pstest")
 A_RUN = 1800.0
 SEEN = {"loss": "lost", "duplicate": "duplicated", "reorder": "reordered"}
 """Under which count of `observed` what a claim names is seen."""
@@ -20,9 +27,45 @@ def test_three_runs_in_a_row_agree_on_every_verdict_and_witness_all_that_is_expe
     runs = []
     for number, seed in enumerate(random.SystemRandom().sample(range(1 << 31), 3), 1):
         print(f"run {number}: seed {seed}", flush=True)
-        runs.append(conformance(*TARGETS, "--seed", str(seed), timeout=A_RUN, report=f"run-{number}"))
+        asked = (*TARGETS, "--targets-at-once", "3", "--seed", str(seed))
+        runs.append(conformance(*asked, timeout=A_RUN, report=f"run-{number}"))
         enough_is_held(runs[-1])
         all_expected_is_witnessed(runs[-1])
+    they_agree(runs)
+
+
+def test_three_runs_of_the_checks_of_transactions_agree_on_a_busy_machine(conformance: Any) -> None:
+    named = [name for name, spec in checks().items() if spec.varies == "transactions"]
+    assert len(named) >= 9
+    asked = [word for name in named for word in ("--check", name)]
+    runs = []
+    with busy(os.cpu_count() or 1):
+        for number, seed in enumerate(random.SystemRandom().sample(range(1 << 31), 3), 1):
+            print(f"run {number}: seed {seed}", flush=True)
+            runs.append(conformance("kafka", *asked, "--seed", str(seed), timeout=A_RUN, report=f"run-{number}"))
+            all_expected_is_witnessed(runs[-1])
+            held = {cell["check"] for cell in runs[-1]["cells"] if cell["verdict"] == "held"}
+            assert held == set(named)
+    they_agree(runs)
+
+
+@contextmanager
+def busy(cores: int) -> Iterator[None]:
+    """So many processes that do nothing and are never done. They end with their input."""
+    program = (
+        "import os, threading as t; t.Thread(target=lambda: (os.read(0, 1), os._exit(0))).start()\nwhile True: pass"
+    )
+    processes = [subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE) for _ in range(cores)]
+    try:
+        yield
+        assert [process.poll() for process in processes] == [None] * cores
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate(timeout=10)
+
+
+def they_agree(runs: list[dict[str, Any]]) -> None:
     first, *others = [verdicts(run) for run in runs]
     for number, other in enumerate(others, 2):
         assert other.keys() == first.keys(), f"runs 1 and {number} are not of the same cells"

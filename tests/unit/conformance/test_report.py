@@ -77,7 +77,7 @@ def test_whatever_is_not_green_is_said_with_its_reason(reported: tuple[Run, Path
 
 def test_one_unavailable_target_makes_the_run_red() -> None:
     assert not Run([Cell("a", "b", "c", "d", verdict="held")], {}, {"sqs": "no"}).green
-    assert Run([Cell("a", "b", "c", "d", verdict="held")], {}, {}).green
+    assert Run([Cell("a", "b", "c", "d", verdict="held")]).green
 
 
 # ---------------------------------------------------------------- results.json
@@ -132,7 +132,7 @@ def test_characters_that_xml_cannot_carry_do_not_break_it(tmp_path: Path) -> Non
     cell = Cell(
         "sqlite", "order", "at_least_once", "at_least_once", verdict="violated", reason="got \x00\x1b\ud800 <&>"
     )
-    write(Run([cell], {}, {}), tmp_path)
+    write(Run([cell]), tmp_path)
     failure = ET.parse(tmp_path / "junit.xml").getroot().find(".//failure")
     assert failure is not None
     assert failure.get("message", "").endswith("<&>")
@@ -218,7 +218,7 @@ def test_a_story_says_what_was_asked_done_and_seen(page: Page) -> None:
 def test_a_message_id_cannot_break_out_of_the_page(tmp_path: Path) -> None:
     script = Script(target="sqlite", check="order", claim=NEVER, asked="?").send("<script>x</script>").drained()
     script.history.save(tmp_path / "h.jsonl")
-    write(Run([judged(script.history, "h.jsonl")], {}, {}), tmp_path)
+    write(Run([judged(script.history, "h.jsonl")]), tmp_path)
     page = Page((tmp_path / "index.html").read_text())
     assert "script" not in page.tags
     assert "<script>x</script>" in page.text
@@ -234,5 +234,5 @@ def test_many_trails_are_cut_short_and_said(tmp_path: Path) -> None:
     for number in range(75):
         script.send(f"m-{number}")
     script.drained().history.save(tmp_path / "h.jsonl")
-    write(Run([judged(script.history, "h.jsonl")], {}, {}), tmp_path)
+    write(Run([judged(script.history, "h.jsonl")]), tmp_path)
     assert "15 more in the history" in Page((tmp_path / "index.html").read_text()).text

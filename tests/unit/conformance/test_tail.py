@@ -45,7 +45,7 @@ def test_a_line_that_is_half_written_is_read_when_it_is_whole(tmp_path: Path) ->
     assert len(tail.refresh()) == len(tail.refresh()) == 3
 
 
-def test_an_answer_does_not_change_afterwards(tmp_path: Path) -> None:
+def test_events_do_not_change_afterwards_and_ids_grow(tmp_path: Path) -> None:
     tail = Tail(tmp_path)
     with Journal(tmp_path / "p.jsonl", "producer-1") as journal:
         journal.write("send", "ok", "a")
@@ -53,7 +53,7 @@ def test_an_answer_does_not_change_afterwards(tmp_path: Path) -> None:
         before = tail.ids("send"), tail.by("producer-1", "send")
         journal.write("send", "ok", "b")
         tail.refresh()
-    assert (before[0], [event.id for event in before[1]]) == ({"a"}, ["a"])
+    assert (before[0], [event.id for event in before[1]]) == ({"a", "b"}, ["a"])
 
 
 def test_waiting_ends_when_the_run_is_interrupted(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,7 +31,7 @@ class Target:
         return Claims(properties=Properties(redelivery_seconds=BOUND))
 
     @contextmanager
-    def connect(self) -> Iterator[Any]:
+    def connect(self, settings: Mapping[str, str]) -> Iterator[Any]:
         yield SimpleNamespace(depth=self._depth)
 
     def _depth(self, *_: str) -> int:

@@ -1,0 +1,45 @@
+"""An id is sent again after the inbox has forgotten it."""
+
+from dataclasses import replace
+from datetime import timedelta
+
+from brokerkit import once
+from brokerkit.guarantees import Likelihood
+from brokerkit_conformance.charging import Charging
+from brokerkit_conformance.checks.registry import check
+from brokerkit_conformance.story import Story
+
+_COUNT = 10
+_WINDOW = timedelta(seconds=1)
+
+
+@check(
+    name="once.sent_after_window",
+    point="once.sent_after_window",
+    asked="Messages are charged, the inbox is pruned of them, and they are sent again: are they charged again?",
+    varies="store",
+    needs_fault=False,
+    trials=1,
+    of_store=lambda claim: replace(claim, duplicate=Likelihood.EXPECTED),
+)
+def sent_after_window(story: Story) -> None:
+    charging = Charging(story)
+    charging.store.need_own()
+    producer = story.producer()
+    charger = charging.charger()
+    for _ in story.trials():
+        producer.send(_COUNT)
+        charging.wait_charged()
+        producer.send(_COUNT, first=0)
+        story.wait(lambda: story.depth() == 0, 10.0)
+        story.wait(lambda: False, 2.5)  # a store may count in whole seconds
+        again = len(charging.books.charges()) - _COUNT
+        story.expect("within the window none is charged again", again == 0, again)
+        forgotten = once.prune(charging.store.url(), _WINDOW, anyway=True)
+        story.expect("all of them are forgotten", forgotten == _COUNT, forgotten, witness=True)
+        producer.send(_COUNT, first=0)
+        story.did(f"pruned what was seen more than {_WINDOW.seconds} s ago, {forgotten} ids, and sent them again")
+        story.wait(lambda: len(charging.books.charges()) >= 2 * _COUNT, 20.0)
+    charger.close()
+    producer.close()
+    charging.drain()

@@ -23,12 +23,14 @@ from rich.table import Table
 
 import brokerkit
 from benchmarks.brokers import started
-from benchmarks.measure import SideFailed, Work, measure, once
+from benchmarks.measure import SideFailed, Work, measure, once, peers
 from benchmarks.works import WORKS, Broker, costs, latencies
 from brokerkit.errors import BrokerkitError
 from brokerkit.local.contract import StartFailed, Unavailable
 
 CLIENTS = ("pika", "confluent-kafka", "boto3", "google-cloud-pubsub", "kombu", "aio-pika", "faststream")
+ELSEWHERE = ("quixstreams",)
+"""In the virtual environment of `make peers`, with a client library of its own."""
 
 
 def main() -> int:
@@ -150,13 +152,18 @@ def _whole(
         "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "python": platform.python_version(),
         "brokerkit": brokerkit.__version__,
-        "clients": {name: _version(name) for name in CLIENTS},
+        "clients": {**{name: _version(name) for name in CLIENTS}, **_elsewhere()},
         "brokers": about,
         "unavailable": unavailable,
         "rounds": asked.rounds,
         "scale": asked.scale,
         "rows": rows,
     }
+
+
+def _elsewhere() -> dict[str, str]:
+    found = peers()
+    return {name: f"{found[name]} (confluent-kafka {found['confluent-kafka']})" for name in ELSEWHERE if name in found}
 
 
 def _version(distribution: str) -> str | None:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from benchmarks.works import Broker
 from brokerkit.local.keeper import temporary_directory
+from brokerkit.local.targets import target
 from brokerkit.plugins import plugins
 
 SETTINGS: Mapping[str, dict[str, str]] = {
@@ -34,3 +35,18 @@ def started(name: str) -> Iterator[tuple[Broker, dict[str, str]]]:
             yield Broker(name, local.url(), folder), about
         finally:
             local.stop()
+
+
+@contextmanager
+def store() -> Iterator[str]:
+    """The URL of a PostgreSQL of the run's own, with brokerkit's tables."""
+    from brokerkit.once import init
+
+    with temporary_directory("brokerkit-bench-") as folder:
+        server = target("postgresql")
+        try:
+            server.start(folder)
+            init(server.url())
+            yield server.url()
+        finally:
+            server.stop()

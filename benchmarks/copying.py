@@ -40,11 +40,11 @@ def exactly_once(url: str, topic: str, count: int, seconds: float) -> float:
                 if transaction is None:
                     raise RuntimeError(f"only {done} of {count} came")
                 with transaction:
-                    for delivery in transaction.deliveries:
+                    for delivery in transaction.stream():
                         transaction.send(out, delivery.body or b"", id=delivery.id)
                 if transaction.state != "committed":
                     raise RuntimeError(f"a transaction was {transaction.state}")
-                done += len(transaction.deliveries)
+                done += transaction.taken
             return done / (time.perf_counter() - began)
 
 
@@ -88,6 +88,7 @@ def raw(url: str, servers: str, topic: str, count: int, seconds: float) -> float
                 "group.id": f"raw-{os.urandom(6).hex()}",
                 "enable.auto.commit": False,
                 "auto.offset.reset": "earliest",
+                "fetch.queue.backoff.ms": 10,  # of 1000, for which it stood empty
             }
         )
         consumer.subscribe([topic])

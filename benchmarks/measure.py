@@ -12,6 +12,8 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import distributions
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -19,16 +21,25 @@ import brokerkit
 from benchmarks.ours import SUBSCRIPTION
 
 SIDE_TIMEOUT = 300.0
+PEERS = Path(__file__).parents[1] / ".venv-peers"
+"""Libraries that cannot live beside our own dependencies: `make peers`."""
+PEERS_PYTHON = PEERS / "bin" / "python"
+
+
+def peers() -> Mapping[str, str]:
+    """What is installed there, with versions; nothing before `make peers`."""
+    return {found.name: found.version for found in distributions(path=[*map(str, PEERS.glob("lib/*/site-packages"))])}
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A function of a module in this package, with its arguments."""
+    """A function of a module in this package, with its arguments. `python`: who runs it."""
 
     module: str
     function: str
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    python: str = sys.executable
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +53,15 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One row: the same work, done by several sides on the broker at `url`."""
+    """One row: the same work, done by several sides on the broker at `url`. `at`: its place on a curve, where it is
+    one of several that differ in this number only. `warm_ups`: rounds before those that count, for a broker on a
+    Java machine that has still to compile itself, each up to twice as fast as the one before."""
 
     name: str
     url: str
     sides: Sequence[Side]
+    at: float | None = None
+    warm_ups: int = 0
 
 
 @dataclass(slots=True)
@@ -58,12 +73,14 @@ class Row:
     rounds: dict[str, list[float]]
     failed: dict[str, str]
     peak_memory: dict[str, int]
+    at: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         ours, raw = self.rates.get("brokerkit"), self.rates.get("raw")
         peers = {name: rate for name, rate in self.rates.items() if name not in ("brokerkit", "raw", "bare")}
         return {
             "work": self.work,
+            "at": self.at,
             "brokerkit": ours,
             "raw": raw,
             "bare": self.rates.get("bare"),
@@ -84,21 +101,27 @@ def measure(work: Work, rounds: int, watch: Callable[[str], None] = lambda _: No
     found: dict[str, list[float]] = {side.name: [] for side in work.sides}
     failed: dict[str, str] = {}
     peaks: dict[str, int] = {}
-    for number in range(rounds):
+    for number in range(-work.warm_ups, rounds):
         turn = number % len(work.sides)
         for side in [*work.sides[turn:], *work.sides[:turn]]:
             if side.name in failed:
                 continue
-            watch(f"{work.name}, round {number + 1} of {rounds}: {side.name}")
+            watch(f"{work.name}, {_round(number, rounds)}: {side.name}")
             try:
                 value, peak = once(work.url, side)
             except SideFailed as error:
                 failed[side.name] = str(error)
                 continue
+            if number < 0:
+                continue
             found[side.name].append(value)
             peaks[side.name] = max(peak, peaks.get(side.name, 0))
     rates = {name: round(median(values), 1) for name, values in found.items() if values}
-    return Row(work.name, rates, found, failed, peaks)
+    return Row(work.name, rates, found, failed, peaks, work.at)
+
+
+def _round(number: int, rounds: int) -> str:
+    return f"round {number + 1} of {rounds}" if number >= 0 else "warming up"
 
 
 def once(url: str, side: Side) -> tuple[Any, int]:
@@ -107,6 +130,13 @@ def once(url: str, side: Side) -> tuple[Any, int]:
         if side.fill is not None:
             run(side.fill(topic))
         return run(side.call(topic))
+
+
+def ended(rows: Sequence[Mapping[str, Any]], file: str | None) -> int:
+    """Writes the rows, where they are wanted; the status of the program."""
+    if file:
+        Path(file).write_text(json.dumps(rows, indent=2) + "\n")
+    return 1 if any(row["failed"] for row in rows) else 0
 
 
 _topics = iter(range(1_000_000))
@@ -131,11 +161,13 @@ def run(call: Call, timeout: float = SIDE_TIMEOUT) -> tuple[Any, int]:
     arguments = json.dumps({"args": call.args, "kwargs": dict(call.kwargs)})
     try:
         ended = subprocess.run(
-            [sys.executable, "-m", "benchmarks.side", call.module, call.function, arguments],
+            [call.python, "-m", "benchmarks.side", call.module, call.function, arguments],
             capture_output=True,
             text=True,
             timeout=timeout,
         )
+    except FileNotFoundError:
+        raise SideFailed(f"{call.python} is not there: `make peers` installs what {call.module} needs") from None
     except subprocess.TimeoutExpired:
         raise SideFailed(f"did not end within {timeout:.0f} s") from None
     if ended.returncode != 0:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-from benchmarks.measure import Call, Side, Work
+from benchmarks.measure import PEERS_PYTHON, Call, Side, Work
 from benchmarks.ours import SUBSCRIPTION
 
 SIZE = 1024
 SQLITE_BATCH = 100
-COMMITS = (1.0, 0.1)
+COMMITS = (1.0, 0.1, 0.01, 0.03, 0.3, 3.0)
 """Seconds between two commits of a copy."""
 HEADERS = {"kind": "bench"}
 
@@ -115,19 +115,26 @@ def kafka(broker: Broker, scale: float) -> list[Work]:
     return [
         Work("kafka: send, confirmed", url, send),
         Work("kafka: receive and ack", url, receive),
-        *(_copying(broker, seconds, many, fill(many)) for seconds in COMMITS),
+        *(_copying(broker, seconds, scale, fill) for seconds in COMMITS),
     ]
 
 
-def _copying(broker: Broker, seconds: float, count: int, fill: Callable[[str], Call]) -> Work:
-    """Exactly once from topic to topic, beside the same at least once and the client's own transactional loop."""
-    url = broker.url
+def _copying(broker: Broker, seconds: float, scale: float, fill: Callable[[int], Callable[[str], Call]]) -> Work:
+    """Exactly once from topic to topic, beside the same at least once, the client's own transactional loop, and Quix
+    Streams. Each copies for a few seconds and for more than one commit."""
+    url, servers = broker.url, broker.servers
+    many, some = (_scaled(count * max(1.0, 2 * seconds), scale) for count in (150_000, 15_000))
     sides = [
-        Side("brokerkit", lambda topic: Call("copying", "exactly_once", (url, topic, count, seconds)), fill),
-        Side("raw", lambda topic: Call("copying", "raw", (url, broker.servers, topic, count, seconds)), fill),
-        Side("at least once", lambda topic: Call("copying", "at_least_once", (url, topic, count, seconds)), fill),
+        Side("brokerkit", lambda topic: Call("copying", "exactly_once", (url, topic, many, seconds)), fill(many)),
+        Side("raw", lambda topic: Call("copying", "raw", (url, servers, topic, many, seconds)), fill(many)),
+        Side("at least once", lambda topic: Call("copying", "at_least_once", (url, topic, many, seconds)), fill(many)),
+        Side(
+            "quixstreams",
+            lambda topic: Call("peer_quixstreams", "copy", (servers, topic, some, seconds), python=str(PEERS_PYTHON)),
+            fill(some),
+        ),
     ]
-    return Work(f"kafka: copy exactly once, commits each {seconds:g} s", url, sides)
+    return Work(f"kafka: copy exactly once, commits each {seconds:g} s", url, sides, at=seconds)
 
 
 def sqlite(broker: Broker, scale: float) -> list[Work]:
@@ -177,7 +184,10 @@ def sqs(broker: Broker, scale: float) -> list[Work]:
         Side("bare", raw("receive", many, same_wire=False), fill(many)),
         Side("one by one", raw("receive", few, one_by_one=True), fill(few)),
     ]
-    return [Work("sqs: send, confirmed", url, send), Work("sqs: receive and ack", url, receive)]
+    return [
+        Work("sqs: send, confirmed", url, send, warm_ups=1),
+        Work("sqs: receive and ack", url, receive, warm_ups=1),
+    ]
 
 
 def pubsub(broker: Broker, scale: float) -> list[Work]:
@@ -213,7 +223,10 @@ def pubsub(broker: Broker, scale: float) -> list[Work]:
             fill(few),
         ),
     ]
-    return [Work("pubsub: send, confirmed", url, send), Work("pubsub: receive and ack", url, receive)]
+    return [
+        Work("pubsub: send, confirmed", url, send, warm_ups=1),
+        Work("pubsub: receive and ack", url, receive, warm_ups=1),
+    ]
 
 
 WORKS: Mapping[str, Callable[[Broker, float], list[Work]]] = {
@@ -274,6 +287,6 @@ def _ours_receive(url: str, count: int, fill: Callable[[str], Call], *, prefetch
     return Side("brokerkit", lambda topic: Call("ours", "receive", (url, topic, count), more), fill)
 
 
-def _scaled(count: int, scale: float) -> int:
+def _scaled(count: float, scale: float) -> int:
     """A multiple of 1,000, so that no batch is cut."""
     return max(1000, round(count * scale / 1000) * 1000)

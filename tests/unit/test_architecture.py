@@ -24,7 +24,7 @@ IO = {
 }  # fmt: skip
 IO_OF_OURS = {
     "brokerkit.broker", "brokerkit.cli", "brokerkit.consumer", "brokerkit.local", "brokerkit.producer",
-    "brokerkit.transactions", "brokerkit_conformance.actors", "brokerkit_conformance.faults",
+    "brokerkit.transacting", "brokerkit.transactions", "brokerkit_conformance.actors", "brokerkit_conformance.faults",
     "brokerkit_conformance.report", "brokerkit_conformance.checks",
 }  # fmt: skip
 
@@ -93,7 +93,7 @@ def test_a_plugin_imports_no_other_plugin_no_worker_and_no_inside_of_the_suite(p
 
 @pytest.mark.parametrize("plugin", PLUGINS, ids=lambda path: path.name)
 def test_a_driver_does_not_reach_into_the_portable_layer(plugin: Path):
-    layer = {"brokerkit.broker", "brokerkit.producer", "brokerkit.consumer", "brokerkit.transactions"}
+    layer = {f"brokerkit.{name}" for name in ("broker", "producer", "consumer", "transacting", "transactions")}
     drivers = [plugin / "driver.py"] if (plugin / "driver.py").exists() else []
     assert [offence for driver in drivers for offence in offences(driver, layer)] == []
 
@@ -136,7 +136,7 @@ def test_a_check_names_no_broker():
     """Neither by import nor by a string: what holds on one broker only is a check that its plugin brings."""
     checks = SUITE / "checks"
     assert offences(checks, PLUGIN_NAMES | CLIENTS) == []
-    names = {"rabbitmq", "kafka", "sqs", "pubsub", "sqlite", "memory", "pika", "boto3"}
+    names = {"rabbitmq", "kafka", "sqs", "pubsub", "sqlite", "memory", "pika", "boto3", "postgresql", "valkey"}
     named = [
         f"{file.relative_to(ROOT)}:{node.lineno} says {node.value!r}"
         for file, _ in modules(checks)
@@ -159,6 +159,17 @@ def test_a_checker_is_a_pure_function_of_a_history():
     if not root.exists():
         pytest.skip("no checkers yet")
     assert offences(root, IO | IO_OF_OURS) == []
+
+
+def test_once_knows_stores_and_deliveries_and_no_broker():
+    broker = {"brokerkit.broker", "brokerkit.driver", "brokerkit.plugins", "brokerkit.url", "brokerkit.local"}
+    assert offences(CORE / "once", PLUGIN_NAMES | CLIENTS | broker | {"brokerkit.cli"}) == []
+
+
+def test_the_core_needs_no_database_client_until_a_store_is_named():
+    modules_of = {"brokerkit.once.stores.postgresql", "brokerkit.once.stores.sqlite", "psycopg", "sqlite3"}
+    found = [offence for offence in offences(CORE, modules_of) if "brokerkit/once/stores/" not in offence]
+    assert found == []
 
 
 def test_a_fault_knows_nothing_of_messages():

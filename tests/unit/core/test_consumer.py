@@ -167,6 +167,21 @@ def test_leases_are_renewed_from_receipt_on():
         assert set(receiver.extended) == {2}
 
 
+def test_a_consumer_whose_handler_hangs_past_the_maximum_takes_no_more_until_somebody_asks():
+    driver = ScriptedDriver(Traits(lease_seconds=0.15, renewable=True))
+    broker, consumer, receiver = opened(driver, max_lease=0.2)
+    with broker:
+        receiver.queue.append(ScriptedIncoming(1))
+        received(consumer, 1)
+        until(lambda: consumer._session.keeper.overdue)
+        renewed = len(receiver.extended)
+        receiver.queue.append(ScriptedIncoming(2))
+        assert not threading.Event().wait(0.3)
+        assert (consumer.held, len(receiver.queue), len(receiver.extended)) == (1, 1, renewed)
+        [other] = received(consumer, 1)
+        assert other.id == "id-2"
+
+
 def test_close_gives_back_what_was_not_settled():
     driver = ScriptedDriver()
     broker, consumer, receiver = opened(driver)

@@ -147,6 +147,18 @@ def test_a_poison_message_leaves_its_neighbours_alone(broker):
     assert broker.depth("payments-dead", "dead") == 1
 
 
+def test_a_transaction_has_nowhere_to_put_poison_without_dead_letters(broker):
+    broker.declare("payments", ["plain"])
+    send(broker, b"poison")
+    policy = brokerkit.Retry(attempts=1)
+    with broker.transactions("payments", subscription="plain", timeout=0.1, on_error=policy) as transactions:
+        with transactions.receive():
+            raise ZeroDivisionError
+        with pytest.raises(brokerkit.errors.ConfigurationError, match="has no dead letters"):
+            transactions.receive()
+    assert broker.depth("payments", "plain") == 1
+
+
 def test_a_consumer_may_choose_its_position(broker):
     send(broker, b"0", b"1", b"2")
     chosen = lambda positions: {0: positions[0]._replace(value=2)}  # noqa: E731

@@ -62,7 +62,7 @@ class Script(Transactor):
         self.raise_for("commit")
         self.driver.place = self.place
         self.driver.committed += [message.body for message in self.sent]
-        self.driver.dead += [(reject.token, reject.reason) for reject in self.rejects]
+        self.driver.dead += [(raw.token, reason) for raw, reason in self.rejects]
         self.reset()
 
     def abort(self):
@@ -143,6 +143,53 @@ def test_with_seconds_iterating_takes_in_more_up_to_the_count(driver, over):
     assert copy(transaction) == "committed"
     assert driver.committed == NUMBERS[:8]
     assert len(transaction.deliveries) == 8
+
+
+def test_a_stream_takes_in_more_too_and_lets_go_of_what_it_handed_out(driver, over):
+    driver.chunk = 3
+    transaction = over(max_messages=8, max_seconds=5.0).receive()
+    kept = []
+    with transaction:
+        for delivery in transaction.stream():
+            transaction.send("out", delivery.body)
+            kept.append(len(transaction.deliveries))
+    assert transaction.state == "committed"
+    assert (driver.committed, transaction.taken) == (NUMBERS[:8], 8)
+    assert kept == [0] * 8
+
+
+def test_a_stream_that_is_left_early_goes_on_where_it_was(driver, over):
+    driver.chunk = 4
+    transaction = over(max_messages=8, max_seconds=5.0).receive()
+    with transaction:
+        first = next(transaction.stream()).body
+        left = [delivery.body for delivery in transaction.deliveries[:2]]
+        rest = [delivery.body for delivery in transaction.stream()]
+    assert [first, *rest] == NUMBERS[:8]
+    assert left == NUMBERS[1:3]
+
+
+def test_all_that_a_transaction_took_in_is_settled_by_its_commit_however_much_was_looked_at(driver, over):
+    with over(max_seconds=5.0).receive() as transaction:
+        stream = transaction.stream()
+        next(stream)
+        settled = driver.opened[0]
+        seen = []
+        commit, settled.commit = settled.commit, lambda: (seen.extend(settled.acks), commit())
+    assert seen == list(range(10))
+
+
+def test_poison_in_a_stream_is_found_as_well(driver, over):
+    transactions = over(on_error=Retry(attempts=2), max_seconds=0.5)
+    for _ in range(40):
+        transaction = transactions.receive()
+        if transaction is not None:
+            with transaction:
+                for delivery in transaction.stream():
+                    assert delivery.body != b"3"
+                    transaction.send("out", delivery.body)
+    assert driver.committed == [number for number in NUMBERS if number != b"3"]
+    assert [token for token, _ in driver.dead] == [3]
 
 
 @pytest.mark.parametrize("bound", [{"max_bytes": 30}, {"max_seconds": 0.000001}])

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from brokerkit_conformance.demo.books import Ledger
 from brokerkit_conformance.demo.fetch import Fetch
-from brokerkit_conformance.demo.ledger import WAYS, Ledger, charge_all
+from brokerkit_conformance.demo.ledger import WAYS, charge_all
 
 AT_MOST_ONCE, AT_LEAST_ONCE, DEDUP = WAYS
 

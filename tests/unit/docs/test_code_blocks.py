@@ -107,8 +107,8 @@ def assert_command(words: list[str]) -> None:
 
 
 def command_path(words: list[str]) -> list[str]:
-    """The words that name the command: two for a group such as `conformance`, one otherwise."""
-    return words[:2] if words[0] == "conformance" else words[:1]
+    """The words that name the command: two for a group (`conformance`, `once`), one otherwise."""
+    return words[:2] if words[0] in ("conformance", "once") else words[:1]
 
 
 def test_commands_are_found_through_the_hook():
@@ -126,3 +126,8 @@ LINKS = [
 @pytest.mark.parametrize(("page", "target"), LINKS)
 def test_a_link_leads_somewhere(page: Path, target: str):
     assert (page.parent / target).exists(), f"{name(page)} links to {target}, which is not there"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.parent.parent == ROOT / "docs"], ids=name)
+def test_a_page_is_listed_in_the_index(page: Path):
+    assert f"({page.relative_to(ROOT / 'docs')})" in (ROOT / "docs/index.md").read_text()

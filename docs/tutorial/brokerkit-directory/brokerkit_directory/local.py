@@ -13,7 +13,7 @@ class LocalDirectory(EmbeddedBroker):
     """A folder below the one it is given."""
 
     name = "dir"
-    fast_settings = MappingProxyType({"lease_seconds": "2"})
+    fast_settings = MappingProxyType({"lease_seconds": "6"})
 
     def provision(self) -> Chosen:
         return Chosen("installed", "brokerkit directory", "0.1.0", "broker", "it is part of this distribution")

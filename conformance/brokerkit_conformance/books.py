@@ -9,11 +9,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import closing, suppress
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 from brokerkit.errors import BrokerkitError
 from brokerkit.once.stores import store_for
 from brokerkit_conformance.money import ACCOUNTS, account_of, dollars_of
+
+_OLDER = {"PostgreSQL": "seen_at - interval '{} seconds'", "SQLite": "seen_at - {}"}
+"""What each store writes for a time that lies so many seconds further back."""
 
 
 class Charge(NamedTuple):
@@ -67,6 +71,16 @@ class Books:
         rows = self._rows("select account, dollars from balances_{} order by account")
         return {str(row[0]): int(row[1]) for row in rows}
 
+    def marks(self, topic: str) -> int:
+        """How many of the topic's messages the inbox knows. Raises ConnectionLost."""
+        [row] = self._rows(f"select count(*) from brokerkit_inbox where {_of(topic)}")
+        return int(row[0])
+
+    def age_marks(self, topic: str, age: timedelta) -> int:
+        """As if so much time had gone by since the inbox saw the topic's messages; how many. Raises ConnectionLost."""
+        older = _OLDER[self._store.product].format(int(age.total_seconds()))
+        return len(self._rows(f"update brokerkit_inbox set seen_at = {older} where {_of(topic)} returning message_id"))
+
     def close(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
@@ -82,6 +96,10 @@ class Books:
         except Exception as error:  # each client library has its own
             self.close()
             raise BrokerkitError(f"the ledger cannot be read: {error}") from error
+
+
+def _of(topic: str) -> str:
+    return f"consumer like '{topic}--%'"
 
 
 def charge(connection: Any, name: str, message: str, worker: str, made_at: int) -> None:

@@ -600,6 +600,8 @@ def _faults(history: History) -> Iterator[Fault]:
             open_[key] = event
             continue
         began = open_.pop(key, event)
+        if "unsupported" in (event.get("evidence") or ()):  # nothing was done, and the story may do without it
+            continue
         yield _fault(key, began, event, heals)
     for key, began in open_.items():
         yield _fault(key, began, None, heals)

@@ -321,7 +321,8 @@ class Story:
         try:
             evidence = act()
         except Exception as error:
-            self.journal.write("fault", "fail", **what, evidence={"error": str(error)})
+            how = "unsupported" if isinstance(error, NotSupported) else "error"
+            self.journal.write("fault", "fail", **what, evidence={how: str(error)})
             raise
         self.journal.write("fault", "ok", **what, evidence=evidence)
         return evidence

@@ -16,9 +16,6 @@ from brokerkit.errors import BrokerkitError
 from brokerkit.once.stores import store_for
 from brokerkit_conformance.money import ACCOUNTS, account_of, dollars_of
 
-_OLDER = {"PostgreSQL": "seen_at - interval '{} seconds'", "SQLite": "seen_at - {}"}
-"""What each store writes for a time that lies so many seconds further back."""
-
 
 class Charge(NamedTuple):
     """One row. `made_at` is CLOCK_MONOTONIC in nanoseconds."""
@@ -78,8 +75,12 @@ class Books:
 
     def age_marks(self, topic: str, age: timedelta) -> int:
         """As if so much time had gone by since the inbox saw the topic's messages; how many. Raises ConnectionLost."""
-        older = _OLDER[self._store.product].format(int(age.total_seconds()))
-        return len(self._rows(f"update brokerkit_inbox set seen_at = {older} where {_of(topic)} returning message_id"))
+        seconds = int(age.total_seconds())
+        times = self._rows(f"select seen_at from brokerkit_inbox where {_of(topic)}")
+        # A store keeps times as seconds, or as what it calls a timestamp.
+        less = seconds if all(isinstance(row[0], int) for row in times) else f"interval '{seconds} seconds'"
+        self._rows(f"update brokerkit_inbox set seen_at = seen_at - {less} where {_of(topic)} returning message_id")
+        return len(times)
 
     def close(self) -> None:
         connection, self._connection = self._connection, None

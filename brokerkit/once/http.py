@@ -172,7 +172,7 @@ class Guard:
             f"this request was done with status {status}; its answer had more than {self.largest_response} bytes and "
             "was not kept",
         )
-        self.end(held, Answer(gone.status, gone.headers, gone.body) if final(status) else problem(500, ""))
+        self.end(held, gone if final(status) else problem(500, ""))
 
     def failed(self, held: Held) -> None:
         """The request may be made again; where that cannot be stored, when the lease is over."""

@@ -68,18 +68,20 @@ class Books:
         rows = self._rows("select account, dollars from balances_{} order by account")
         return {str(row[0]): int(row[1]) for row in rows}
 
-    def marks(self, topic: str) -> int:
-        """How many of the topic's messages the inbox knows. Raises ConnectionLost."""
-        [row] = self._rows(f"select count(*) from brokerkit_inbox where {_of(topic)}")
+    def marks(self, consumer: str) -> int:
+        """How many messages the inbox knows that this consumer has seen. Raises ConnectionLost."""
+        [row] = self._rows(f"select count(*) from brokerkit_inbox where consumer = '{consumer}'")
         return int(row[0])
 
-    def age_marks(self, topic: str, age: timedelta) -> int:
-        """As if so much time had gone by since the inbox saw the topic's messages; how many. Raises ConnectionLost."""
+    def age_marks(self, consumer: str, age: timedelta) -> int:
+        """As if so much time had gone by since the consumer saw its messages; how many. Raises ConnectionLost."""
         seconds = int(age.total_seconds())
-        times = self._rows(f"select seen_at from brokerkit_inbox where {_of(topic)}")
+        times = self._rows(f"select seen_at from brokerkit_inbox where consumer = '{consumer}'")
         # A store keeps times as seconds, or as what it calls a timestamp.
         less = seconds if all(isinstance(row[0], int) for row in times) else f"interval '{seconds} seconds'"
-        self._rows(f"update brokerkit_inbox set seen_at = seen_at - {less} where {_of(topic)} returning message_id")
+        self._rows(
+            f"update brokerkit_inbox set seen_at = seen_at - {less} where consumer = '{consumer}' returning message_id"
+        )
         return len(times)
 
     def close(self) -> None:
@@ -97,10 +99,6 @@ class Books:
         except Exception as error:  # each client library has its own
             self.close()
             raise BrokerkitError(f"the ledger cannot be read: {error}") from error
-
-
-def _of(topic: str) -> str:
-    return f"consumer like '{topic}--%'"
 
 
 def charge(connection: Any, name: str, message: str, worker: str, made_at: int) -> None:

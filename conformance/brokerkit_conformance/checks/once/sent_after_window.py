@@ -5,10 +5,11 @@ from datetime import timedelta
 
 from brokerkit import once
 from brokerkit.guarantees import Likelihood
+from brokerkit.once.transactions import effects_of
 from brokerkit_conformance.books import Books
 from brokerkit_conformance.charging import Charging
 from brokerkit_conformance.checks.registry import check
-from brokerkit_conformance.story import Story
+from brokerkit_conformance.story import WORK, Story
 
 _COUNT = 10
 _WINDOW = timedelta(days=15)
@@ -38,10 +39,11 @@ def sent_after_window(story: Story) -> None:
         story.wait(lambda: False, 1.0)
         again = len(books.charges()) - _COUNT
         story.expect("within the window none is charged again", again == 0, again)
+        consumer = effects_of(story.topic, WORK)
         # Of this cell alone: others use the store meanwhile, and their marks stay.
-        aged = books.age_marks(story.topic, 2 * _WINDOW)
+        aged = books.age_marks(consumer, 2 * _WINDOW)
         once.prune(charging.store.url(), _WINDOW)
-        left = books.marks(story.topic)
+        left = books.marks(consumer)
         story.expect("all of them are forgotten", (aged, left) == (_COUNT, 0), f"{left} of {aged} left", witness=True)
         producer.send(_COUNT, first=0)
         story.did(f"pruned what was seen more than {_WINDOW.days} days ago, {aged - left} ids, and sent them again")

@@ -22,6 +22,11 @@ SHARDS = 16
 LONGEST_ID = 255
 """Bytes of an id that are kept as they are."""
 
+_FORGET = "delete from brokerkit_inbox where consumer = :consumer and message_id = :id"
+_REFUSED = """\
+select id, topic, message_id, refused from brokerkit_outbox where outbox = :outbox and refused is not null
+order by id limit :most"""
+
 
 class Row(NamedTuple):
     """A message in an outbox. `shard`: which of the relays that share the work takes it. `headers`: as JSON."""
@@ -188,8 +193,9 @@ class Store(ABC):
         """Records the ids, which are sorted and distinct, by one statement; returns those that were not there. Waits
         for whoever is about to record the same, and takes over what he rolls back."""
 
-    @abstractmethod
-    def forget(self, connection: Any, consumer: str, id: str) -> None: ...
+    def forget(self, connection: Any, consumer: str, id: str) -> None:
+        """Takes one mark back, in the transaction that there is."""
+        self.run(connection, _FORGET, {"consumer": consumer, "id": id})
 
     @abstractmethod
     def prune(self, connection: Any, seconds: float, most: int) -> int:
@@ -204,9 +210,12 @@ class Store(ABC):
     @abstractmethod
     def lag(self, connection: Any, outbox: str) -> Lag: ...
 
-    @abstractmethod
     def refused(self, connection: Any, outbox: str, most: int) -> Sequence[tuple[int, str, str, str]]:
         """Row id, topic, message id and reason of the first `most` refused messages."""
+        found: list[tuple[int, str, str, str]] = self.run(
+            connection, _REFUSED, {"outbox": outbox, "most": most}
+        ).fetchall()
+        return found
 
     @abstractmethod
     def release(self, connection: Any, outbox: str, *, drop: bool) -> int:

@@ -259,9 +259,6 @@ class Postgresql(Store):
                 cursor.execute(_BATCH, (consumer, list(ids)), prepare=True)
             return {row[0] for row in cursor.fetchall()}
 
-    def forget(self, connection: Any, consumer: str, id: str) -> None:
-        connection.execute("delete from brokerkit_inbox where consumer = %s and message_id = %s", (consumer, id))
-
     def prune(self, connection: Any, seconds: float, most: int) -> int:
         return int(connection.execute(_PRUNE, (seconds, most)).rowcount)
 
@@ -273,14 +270,6 @@ class Postgresql(Store):
     def lag(self, connection: Any, outbox: str) -> Lag:
         rows, seconds, refused = connection.execute(_LAG, (outbox,)).fetchone()
         return Lag(rows, max(0.0, float(seconds or 0.0)), refused)
-
-    def refused(self, connection: Any, outbox: str, most: int) -> Sequence[tuple[int, str, str, str]]:
-        found: list[tuple[int, str, str, str]] = connection.execute(
-            "select id, topic, message_id, refused from brokerkit_outbox where outbox = %s and refused is not null "
-            "order by id limit %s",
-            (outbox, most),
-        ).fetchall()
-        return found
 
     def release(self, connection: Any, outbox: str, *, drop: bool) -> int:
         verb = "delete from brokerkit_outbox" if drop else "update brokerkit_outbox set refused = null"

@@ -252,9 +252,6 @@ class Sqlite(Store):
     def fresh(self, connection: Any, consumer: str, ids: Sequence[str]) -> set[str]:
         return {row[0] for row in connection.execute(_FRESH, (consumer, json.dumps(ids))).fetchall()}
 
-    def forget(self, connection: Any, consumer: str, id: str) -> None:
-        connection.execute("delete from brokerkit_inbox where consumer = ? and message_id = ?", (consumer, id))
-
     def prune(self, connection: Any, seconds: float, most: int) -> int:
         return int(connection.execute(_PRUNE, (seconds, most)).rowcount)
 
@@ -264,14 +261,6 @@ class Sqlite(Store):
     def lag(self, connection: Any, outbox: str) -> Lag:
         rows, seconds, refused = connection.execute(_LAG, (outbox,)).fetchone()
         return Lag(rows, max(0.0, seconds or 0.0), refused)
-
-    def refused(self, connection: Any, outbox: str, most: int) -> Sequence[tuple[int, str, str, str]]:
-        found: list[tuple[int, str, str, str]] = connection.execute(
-            "select id, topic, message_id, refused from brokerkit_outbox where outbox = ? and refused is not null "
-            "order by id limit ?",
-            (outbox, most),
-        ).fetchall()
-        return found
 
     def release(self, connection: Any, outbox: str, *, drop: bool) -> int:
         verb = "delete from brokerkit_outbox" if drop else "update brokerkit_outbox set refused = null"

@@ -14,6 +14,7 @@ import botocore.exceptions
 from botocore.config import Config
 
 from brokerkit.errors import ConfigurationError
+from brokerkit_sqs.errors import Failures
 from brokerkit_sqs.settings import Place, SqsSettings, client_options
 
 
@@ -26,6 +27,7 @@ class Clients:
         self._more = client_options(settings)
         self._lock = threading.Lock()
         self._made: dict[str, Any] = {}
+        self.failures = Failures()
 
     @property
     def calls(self) -> Any:

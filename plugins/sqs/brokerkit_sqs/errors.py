@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+import time
+from dataclasses import dataclass, replace
 
 from botocore.exceptions import (
     BotoCoreError,
@@ -39,6 +41,10 @@ _THROTTLED = {
     *("ThrottlingException", "TooManyRequestsException", "RequestLimitExceeded"),
 }
 _TOO_LARGE = {"BatchRequestTooLong", "AWS.SimpleQueueService.BatchRequestTooLong", "MessageTooLong"}
+_AWAY = {Cause.UNREACHABLE, Cause.DISCONNECTED, Cause.TIMED_OUT}
+_COMING_UP = 5.0
+"""Seconds after it was out of reach in which an endpoint may not know its queues yet: ElasticMQ serves its port first,
+and reads them from its file then (ElasticMQServer.start)."""
 _NEVER_SENT = (EndpointConnectionError, ConnectTimeoutError, ProxyConnectionError, SSLError)
 
 
@@ -55,6 +61,22 @@ class Failure:
     def outage(self) -> bool:
         """Whether the endpoint is out of reach, or asks to be left alone for a while."""
         return self.retry
+
+
+class Failures:
+    """Judges errors with an eye on when the endpoint was out of reach. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._away_at = -math.inf
+
+    def of(self, error: Exception) -> Failure:
+        """As `failure`; but a queue that is missing right after an outage is asked for again."""
+        found = failure(error)
+        if found.cause in _AWAY:
+            self._away_at = time.monotonic()
+        elif found.cause is Cause.TOPIC_MISSING and time.monotonic() - self._away_at < _COMING_UP:
+            return replace(found, retry=True)
+        return found
 
 
 def code_of(error: Exception) -> str:

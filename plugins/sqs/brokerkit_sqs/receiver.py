@@ -22,7 +22,7 @@ from brokerkit.guarantees import Guarantee
 from brokerkit_sqs.batches import MOST, Batches
 from brokerkit_sqs.clients import Clients
 from brokerkit_sqs.encoding import SqsIncoming
-from brokerkit_sqs.errors import FAILURES, STALE, Failure, answered, failure, translated
+from brokerkit_sqs.errors import FAILURES, STALE, Failure, answered, translated
 from brokerkit_sqs.settings import LEASE_CAP, SqsSettings
 from brokerkit_sqs.topology import Queue
 
@@ -252,7 +252,7 @@ class SqsReceiver(Receiver):
         return max(began, now - late - min(_MARGIN, self._settings.lease_seconds / 8))
 
     def _poll_failed(self, polled: _Polled, error: Exception) -> None:
-        found = failure(error)
+        found = self._clients.failures.of(error)
         if not found.retry:
             self._failure = translated(error, f"receiving from {polled.queue.name!r}")
             return
@@ -348,7 +348,7 @@ class SqsReceiver(Receiver):
             self._again(self._lane(changes[0]), changes, [change.incoming for change in changes])
 
     def _not_changed(self, changes: Sequence[_Change], error: Exception) -> None:
-        found = failure(error)
+        found = self._clients.failures.of(error)
         self._ill(found)
         given_back = [change for change in changes if not change.renews]
         if found.retry:
@@ -373,7 +373,7 @@ class SqsReceiver(Receiver):
                 Entries=[{"Id": str(place), "ReceiptHandle": handle} for place, handle in enumerate(handles)],
             )
         except Exception as error:
-            found = failure(error)
+            found = self._clients.failures.of(error)
             self._ill(found)
             if found.retry:  # a delete is the same however often it is asked for
                 self._again(self._deletes, batch, batch)

@@ -14,7 +14,7 @@ from brokerkit.message import Message
 from brokerkit_sqs.batches import MOST, Batches
 from brokerkit_sqs.clients import Clients
 from brokerkit_sqs.encoding import Unfit, encoded
-from brokerkit_sqs.errors import FAILURES, Failure, answered, failure
+from brokerkit_sqs.errors import FAILURES, Failure, answered
 from brokerkit_sqs.settings import SqsSettings
 from brokerkit_sqs.topology import Route
 
@@ -51,6 +51,7 @@ class SqsSender(Sender):
         self._topic = topic
         self._route = route
         self._client = clients.sns if route.fan_out else clients.calls
+        self._failures = clients.failures
         self._tells_all = guarantee is not Guarantee.AT_MOST_ONCE
         self._outcomes = outcomes
         self._events = events
@@ -133,7 +134,7 @@ class SqsSender(Sender):
         try:
             answer = self._send([entry.wire for entry in entries])
         except FAILURES as error:
-            found = failure(error)
+            found = self._failures.of(error)
             if found.cause in (Cause.INVALID, Cause.TOO_LARGE) and len(entries) > 1:
                 # One of them is to blame for all; alone, each gets an answer of its own.
                 return [outcome for entry in entries for outcome in self._call([entry])]

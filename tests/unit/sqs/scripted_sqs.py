@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from botocore.exceptions import ClientError
+from brokerkit_sqs.errors import Failures
 
 from brokerkit.driver import End, Outcome, Settlement
 
@@ -27,6 +28,7 @@ class Scripted:
         self.asked: list[tuple[str, Mapping[str, Any]]] = []
         self.answers: dict[str, Callable[[Mapping[str, Any]], Any]] = {}
         self.waiting: list[dict[str, Any]] = []
+        self.failures = Failures()
         self._lock = threading.Lock()
         self._numbers = itertools.count()
 

@@ -387,6 +387,34 @@ def test_an_outage_is_waited_out_and_told_once(sqs: Scripted, told: Told, make: 
     assert [news.partition(":")[0] for news in told.news] == ["trouble", "recovered"]
 
 
+def test_a_queue_that_is_missing_right_after_an_outage_is_waited_for(sqs: Scripted, make: Make):
+    """As ElasticMQ's are, which answers before it has read them from its file."""
+    errors = [refusal("QueueDoesNotExist"), refusal("QueueDoesNotExist"), ConnectionClosedError(endpoint_url="x")]
+
+    def fails(_: Any) -> Any:
+        if errors:
+            raise errors.pop()
+
+    sqs.answers["receive_message"] = fails
+    sqs.arrive("m-1", "r-1")
+    take(make(), 1)
+    assert errors == []
+
+
+def test_a_queue_that_stays_away_after_an_outage_is_missing(sqs: Scripted, make: Make, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("brokerkit_sqs.errors._COMING_UP", 0.3)
+    outage = [ConnectionClosedError(endpoint_url="x")]
+
+    def fails(_: Any) -> Any:
+        raise outage.pop() if outage else refusal("QueueDoesNotExist")
+
+    sqs.answers["receive_message"] = fails
+    began = time.monotonic()
+    with pytest.raises(NotFound):
+        take(make(), 1)
+    assert time.monotonic() - began > 0.3
+
+
 def test_an_idle_consumer_does_not_poll_without_a_pause(sqs: Scripted, make: Make):
     receiver = make()
     for _ in range(5):

@@ -212,3 +212,25 @@ def test_an_outage_is_told_once_and_its_end_once(sqs: Scripted, told: Told, make
     sender.send(messages(1))
     until(lambda: "recovered" in told.news)
     assert [news.partition(":")[0] for news in told.news] == ["trouble", "recovered"]
+
+
+def test_a_queue_that_is_missing_right_after_an_outage_is_sent_to_again(sqs: Scripted, told: Told, make: Make):
+    errors: list[Exception] = [
+        EndpointConnectionError(endpoint_url="http://x"),
+        refusal("AWS.SimpleQueueService.NonExistentQueue"),
+    ]
+
+    def fails(_: Any) -> Any:
+        if errors:
+            raise errors.pop(0)
+
+    sqs.answers["send_message_batch"] = fails
+    sender = make(linger=0.0, parallel=1)
+    for n in range(3):
+        sender.send(messages(1))
+        until(lambda n=n: len(told.outcomes) > n)
+    first, second, third = told.outcomes
+    assert isinstance(first, Refused)
+    assert isinstance(second, Refused)
+    assert (second.cause, second.retry) == (Cause.TOPIC_MISSING, True)
+    assert isinstance(third, Confirmed)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import re
+import sys
+import time
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Annotated, NoReturn
 
@@ -10,7 +14,7 @@ import typer
 
 import brokerkit
 from brokerkit import once
-from brokerkit.errors import BrokerkitError
+from brokerkit.errors import BrokerkitError, ConnectionLost
 from brokerkit.once.stores.contract import VERSION
 from brokerkit.once.tables import LEAST_WINDOW
 
@@ -56,18 +60,44 @@ def prune(
         bool, typer.Option("--anyway", help="Also with less than an hour, or than the broker needs.")
     ] = False,
     batch: Annotated[int, typer.Option(min=1, help="Rows removed in one transaction.")] = 1000,
+    every: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="Again whenever so long has passed, until Ctrl-C or SIGTERM."),
+    ] = None,
 ) -> None:
     """Forget the messages that were seen longer ago than brokers, and senders, may repeat them."""
-    matched = re.fullmatch(r"(\d+)([smhd])", window)
-    if matched is None:
-        fail(f"--older-than takes a number with s, m, h or d, not {window!r}", 2)
+    asked = _time("--older-than", window)
+    pause = None if every is None else _time("--every", every)
     try:
         least = max([LEAST_WINDOW, *map(_horizon, brokers or ())])
-        asked = timedelta(**{_UNITS[matched[2]]: int(matched[1])})
-        removed = once.prune(url, asked, least=least, anyway=anyway, batch=batch)
+
+        def removed() -> int:
+            return once.prune(url, asked, least=least, anyway=anyway, batch=batch)
+
+        typer.echo(f"{removed()} forgotten")
+        if pause:
+            _repeat(removed, pause)
     except BrokerkitError as error:
         fail(str(error), 1)
-    typer.echo(f"{removed} forgotten")
+
+
+def _repeat(removed: Callable[[], int], pause: timedelta) -> NoReturn:
+    """A store that is away for a while is asked again the next time; what else goes wrong ends it. To be killed at any
+    moment: each batch is a transaction."""
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s")
+    while True:
+        time.sleep(pause.total_seconds())
+        try:
+            logging.info("%d forgotten", removed())
+        except ConnectionLost as error:
+            logging.warning("%s; tried again in %s", error, pause)
+
+
+def _time(option: str, text: str) -> timedelta:
+    matched = re.fullmatch(r"(\d+)([smhd])", text)
+    if matched is None:
+        fail(f"{option} takes a number with s, m, h or d, not {text!r}", 2)
+    return timedelta(**{_UNITS[matched[2]]: int(matched[1])})
 
 
 def _horizon(url: str) -> timedelta:

@@ -7,12 +7,14 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-from brokerkit.errors import ConfigurationError
+from brokerkit.errors import ConfigurationError, ConnectionLost
 from brokerkit.guarantees import Properties
 from brokerkit.once.stores import keys, store_for
-from brokerkit.once.stores.contract import VERSION, Durability, Store
+from brokerkit.once.stores.contract import VERSION, Durability, Store, shown
 
 LEAST_WINDOW = timedelta(hours=1)
+_CLOCKS_APART = timedelta(minutes=5)
+"""More than well-kept clocks differ: one of the two was set wrong, or has jumped."""
 
 
 def init(url: str) -> int:
@@ -72,7 +74,8 @@ def prune(
 
     In batches of that size, each a transaction of its own, with a pause of so many seconds after each, so that
     consumers go on. A message that comes again later than `window` doubles its effect: a window shorter than `least`,
-    the `horizon` of the broker whose messages these are, is refused unless `anyway`. Raises as `durability`."""
+    the `horizon` of the broker whose messages these are, is refused unless `anyway`. So is a store whose clock is five
+    minutes from this machine's, for by a clock that jumped forward everything is old. Raises as `durability`."""
     if not isinstance(window, timedelta):
         raise ConfigurationError(f"window is a datetime.timedelta, not {type(window).__name__}")
     if window < least and not anyway:
@@ -84,11 +87,28 @@ def prune(
     connection = store.connect(url)
     try:
         store.check(connection, url)
+        if not anyway:
+            _check_clock(store, connection)
         seconds = window.total_seconds()
         seen = _prune(store, connection, lambda: store.prune(connection, seconds, batch), batch, pause)
         return seen + _prune(store, connection, lambda: keys.prune(store, connection, batch), batch, pause)
+    except Exception as error:
+        if store.lost(connection):
+            said = " ".join(str(error).split())
+            raise ConnectionLost(f"the connection to the store {shown(url)} was lost: {said}") from error
+        raise
     finally:
         store.close(connection)
+
+
+def _check_clock(store: Store, connection: Any) -> None:
+    [stated] = store.run(connection, "select {now}", {}).fetchone()
+    apart = timedelta(seconds=int(stated) / 1000 - time.time())
+    if abs(apart) > _CLOCKS_APART:
+        raise ConfigurationError(
+            f"the store's clock is {abs(apart)} {'ahead of' if apart > timedelta(0) else 'behind'} this machine's: "
+            "nothing was forgotten, for it is not certain what is old; set the wrong one of the two right"
+        )
 
 
 def _prune(store: Store, connection: Any, some_more: Callable[[], int], batch: int, pause: float) -> int:

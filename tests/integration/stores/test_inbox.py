@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,6 +19,8 @@ from brokerkit import once
 from brokerkit.errors import AccessRefused, ConfigurationError, ConnectionLost, NotFound
 from brokerkit.guarantees import Properties
 from brokerkit.local.fixtures import TestBroker
+from brokerkit.local.keeper import temporary_directory
+from brokerkit.local.targets import target
 from brokerkit.once import Inbox
 from brokerkit.once.stores import store_for
 from brokerkit.once.stores.contract import VERSION, stored_id
@@ -204,6 +207,23 @@ def test_a_window_that_brokers_outlast_is_refused_unless_told_otherwise(url: str
         once.prune(url, 30)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("jump", [timedelta(days=400), timedelta(days=-400)])
+def test_when_the_clocks_disagree_nothing_is_forgotten(url: str, jump: timedelta, monkeypatch: pytest.MonkeyPatch):
+    """By a store's clock that has jumped forward every mark is old: as many days ago the others' clocks say it is."""
+    with closing(connect(url)) as db:
+        Inbox("ledger").fresh(db, [Message("a")])
+        aged = "unixepoch() - 86400" if url.startswith("sqlite") else "now() - interval '1 day'"
+        db.execute(f"update brokerkit_inbox set seen_at = {aged}")
+        db.commit()
+        truth = time.time
+        monkeypatch.setattr("brokerkit.once.tables.time.time", lambda: truth() - jump.total_seconds())
+        side = "ahead of" if jump > timedelta(0) else "behind"
+        with pytest.raises(ConfigurationError, match=f"{side} this machine's: nothing was forgotten"):
+            once.prune(url, timedelta(hours=1))
+        monkeypatch.undo()
+        assert once.prune(url, timedelta(hours=1)) == 1
+
+
 # ---------------------------------------------------------------- tables and connections
 
 
@@ -347,3 +367,41 @@ def test_the_command_makes_prints_and_prunes(url: str):
     assert "outlast the longest time without one" in said
     assert "0 forgotten" in said
     assert "takes a number" in run("prune", url, "--older-than", "soon", code=2)
+
+
+def test_the_command_prunes_again_through_an_outage_of_the_store():
+    """As a job: an outage is said, and the next time after it the work is done."""
+    server = target("postgresql")
+    with temporary_directory("brokerkit-test-") as folder:
+        try:
+            server.start(folder)
+            url = server.url()
+            once.init(url)
+            command = [
+                sys.executable,
+                "-m",
+                "brokerkit.cli",
+                "once",
+                "prune",
+                url,
+                "--older-than",
+                "1h",
+                "--every",
+                "1s",
+            ]
+            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as job:
+                try:
+                    assert job.stdout is not None
+                    assert job.stdout.readline() == "0 forgotten\n"
+                    server.kill()
+                    assert any("tried again in 0:00:01" in job.stdout.readline() for _ in range(10))
+                    server.restart()
+                    with closing(connect(url)) as db:
+                        Inbox("ledger").fresh(db, [Message("a")])
+                        db.execute("update brokerkit_inbox set seen_at = now() - interval '2 hours'")
+                        db.commit()
+                    assert any("1 forgotten" in job.stdout.readline() for _ in range(20))
+                finally:
+                    job.kill()
+        finally:
+            server.stop()

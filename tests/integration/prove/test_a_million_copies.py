@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import os
 import random
-import signal
 import subprocess
 import sys
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -26,6 +24,8 @@ from brokerkit_conformance.targets import Target, understand, with_settings
 from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
 
 import brokerkit
+
+from .workers import Workers, told, until
 
 MESSAGES = int(os.environ.get("BROKERKIT_PROVE_MESSAGES", "1000000"))
 SEED = int(os.environ.get("BROKERKIT_PROVE_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 31)
@@ -101,48 +101,6 @@ class Reader:
         self._client.close()
 
 
-class Workers:
-    """Processes by slot; each is ended by its own id."""
-
-    def __init__(self, start: Callable[[str], subprocess.Popen[bytes]]) -> None:
-        self._start = start
-        self.by_slot: dict[str, subprocess.Popen[bytes]] = {}
-        self.faults: list[str] = []
-
-    def begin(self, slot: str) -> None:
-        self.by_slot[slot] = self._start(slot)
-
-    def kill(self, slot: str) -> None:
-        process = self.by_slot[slot]
-        process.kill()
-        assert process.wait(10) == -signal.SIGKILL
-        self.faults.append(f"killed {slot}")
-        self.begin(slot)
-
-    def freeze(self, slot: str, seconds: float) -> None:
-        process = self.by_slot[slot]
-        process.send_signal(signal.SIGSTOP)
-        time.sleep(seconds)  # the fault itself
-        process.send_signal(signal.SIGCONT)
-        self.faults.append(f"froze {slot} for {seconds:.0f} s")
-
-    def add(self, slot: str, seconds: float) -> None:
-        self.begin(slot)
-        time.sleep(seconds)
-        self.leave(slot)
-        self.faults.append(f"added {slot} for {seconds:.0f} s")
-
-    def leave(self, slot: str) -> None:
-        process = self.by_slot.pop(slot)
-        process.terminate()
-        process.wait(60)
-
-    def end(self) -> None:
-        for process in self.by_slot.values():
-            process.kill()
-            process.wait(10)
-
-
 @pytest.fixture(scope="module")
 def target() -> Iterator[Target]:
     with Target(understand("kafka:3nodes")) as running:
@@ -197,12 +155,6 @@ def test_every_message_comes_out_once_whatever_dies(target: Target, how: str, tm
         assert early.received == late.received == messages
     else:
         assert early.twice > 0, "the same program at least once has to be seen doubling"
-
-
-def told(faults: list[str], seconds: float) -> None:
-    kinds = Counter(" ".join(fault.split()[:2]).partition("-")[0] for fault in faults)
-    counted = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
-    print(f"{seconds:.0f} s, {len(faults)} faults ({counted}): {', '.join(faults)}", flush=True)
 
 
 def ends(servers: str, topic: str) -> list[int]:
@@ -270,10 +222,3 @@ def fill(servers: str, topic: str, messages: int) -> None:
             if early > 0:
                 time.sleep(early)
     assert producer.flush(300) == 0
-
-
-def until(done: Callable[[], bool], timeout: float, said: Callable[[], str]) -> None:
-    deadline = time.monotonic() + timeout
-    while not done():
-        assert time.monotonic() < deadline, said()
-        time.sleep(0.5)

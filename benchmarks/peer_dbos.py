@@ -7,12 +7,14 @@ import time
 from typing import Any
 
 PATIENCE = 120.0
+CONNECTIONS = 15
+"""Of its pool to the database by default: more workflows at a time than these wait for one until they fail."""
 _QUEUE = "payments"
 
 
 def charge(store: str, topic: str, count: int) -> float:
     """Charges a second, from the first one to the last, with what is to be done already in its queue. Its settings are
-    kept, but that it looks for work twenty times a second, and that steps run READ COMMITTED as everybody's here."""
+    kept, but that it looks for work twenty times a second, runs as many workflows at a time as it has connections, and that steps run READ COMMITTED as everybody's here."""
     import psycopg
     from dbos import DBOS, DBOSClient, SQLAlchemyDatasource, run_dbos_database_migrations
     from sqlalchemy import text
@@ -48,7 +50,7 @@ def charge(store: str, topic: str, count: int) -> float:
             client.enqueue(options, f"evt-{number}")
         DBOS.launch()
         try:
-            DBOS.register_queue(_QUEUE, polling_interval_sec=0.05)
+            DBOS.register_queue(_QUEUE, polling_interval_sec=0.05, worker_concurrency=CONNECTIONS)
             began = _until(db, table, 1)
             return (count - 1) / (_until(db, table, count) - began)
         finally:

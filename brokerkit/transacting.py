@@ -212,6 +212,11 @@ class Trial:
         self._alone: dict[Hashable, int] = {}
         self._condemned: dict[Hashable, str] = {}
 
+    @property
+    def searching(self) -> bool:
+        """Whether something has failed and is not found, or found and not gone yet."""
+        return bool(self._suspects or self._condemned)
+
     def sort(self, raws: Sequence[Incoming]) -> tuple[Sequence[Incoming], Sequence[Incoming]]:
         """Those that the user gets to see, and those that go to the dead letters."""
         if not self._condemned:

@@ -51,8 +51,10 @@ class Inbox:
         return unseen(store, raw, self.consumer, deliveries)
 
 
-def unseen(store: Store, connection: Any, consumer: str, deliveries: Sequence[_Seen]) -> list[_Seen]:
-    """As `Inbox.fresh`, on the client library's own connection."""
+def unseen(
+    store: Store, connection: Any, consumer: str, deliveries: Sequence[_Seen], *, begins: bool = False
+) -> list[_Seen]:
+    """As `Inbox.fresh`, on the client library's own connection; `begins`: its transaction begins with it."""
     first: dict[str, _Seen] = {}
     nameless = False
     for delivery in deliveries:
@@ -60,7 +62,8 @@ def unseen(store: Store, connection: Any, consumer: str, deliveries: Sequence[_S
             nameless = True
         else:
             first.setdefault(stored_id(delivery.id), delivery)
-    new = store.fresh(connection, consumer, sorted(first)) if first else set()
+    recorded = store.begin_fresh if begins else store.fresh
+    new = recorded(connection, consumer, sorted(first)) if first or begins else set()
     if not nameless:
         return [delivery for id, delivery in first.items() if id in new]
     wanted = {id(delivery) for stored, delivery in first.items() if stored in new}

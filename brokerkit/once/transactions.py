@@ -236,14 +236,12 @@ class StoreTransactions(Loop[StoreTransaction]):
         self._hand = [delivery for delivery in self._hand if delivery.state == "pending" and not delivery.lease.lost]
         if not self._hand:
             self._take(deadline)
-        good = []
-        for delivery in self._hand:
-            if self._trial.sort((delivery._raw,))[1]:
-                self._condemn(delivery)
-            else:
-                good.append(delivery)
-        self._hand = good
-        return good[: self._trial.most]
+        if self._trial.searching:
+            for delivery in self._hand.copy():
+                if self._trial.sort((delivery._raw,))[1]:
+                    self._condemn(delivery)
+                    self._hand.remove(delivery)
+        return self._hand[: self._trial.most]
 
     def _take(self, deadline: float) -> None:
         most = self._trial.most
@@ -269,10 +267,14 @@ class StoreTransactions(Loop[StoreTransaction]):
     def _begun(self, batch: Sequence[Delivery]) -> list[Delivery] | None:
         """Begins, and marks the batch as seen. Returns what was not; None when it has to be tried again."""
         try:
-            self._store.begin(self._connection)
             if self._checkpoint is not None:
+                self._store.begin(self._connection)
                 return self._checkpoint.fresh(self._connection, batch)
-            fresh = {id(delivery) for part in self._parts(batch) for delivery in self._unseen(*part)}
+            fresh = {
+                id(delivery)
+                for number, part in enumerate(self._parts(batch))
+                for delivery in self._unseen(*part, begins=number == 0)
+            }
         except Exception as error:
             if self._gone(error) or self._again_after_conflict(error):
                 return None
@@ -292,14 +294,14 @@ class StoreTransactions(Loop[StoreTransaction]):
             return [(topics.pop(), batch)]
         return [(topic, [delivery for delivery in batch if delivery.topic == topic]) for topic in sorted(topics)]
 
-    def _unseen(self, topic: str, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+    def _unseen(self, topic: str, deliveries: Sequence[Delivery], *, begins: bool) -> Sequence[Delivery]:
         if not self._nameless and any(delivery.id_source == "none" for delivery in deliveries):
             self._nameless = True
             self._report(
                 EventKind.TROUBLE,
                 f"messages of {topic!r} have no id by which a repetition is recognised: their effects may double",
             )
-        return unseen(self._store, self._connection, self._name(topic), deliveries)
+        return unseen(self._store, self._connection, self._name(topic), deliveries, begins=begins)
 
     def _name(self, topic: str) -> str:
         return effects_of(topic, self._consumer.subscription)
@@ -391,10 +393,14 @@ class StoreTransactions(Loop[StoreTransaction]):
 
     def _settle(self, batch: Sequence[Delivery], failed: dict[str, tuple[Delivery, Exception]]) -> None:
         """After the commit: acks what is done, keeps in hand what failed alone, with every copy of it."""
-        done = [delivery for delivery in batch if not failed or stored_id(delivery.id) not in failed]
-        gone = {id(delivery) for delivery in done}
-        self._hand = [delivery for delivery in self._hand if id(delivery) not in gone]
-        list(self._trial.passed([copy_key(delivery._raw) for delivery in done], ()))
+        done = [delivery for delivery in batch if stored_id(delivery.id) not in failed] if failed else batch
+        if len(done) == len(self._hand):
+            self._hand = []
+        else:
+            gone = {id(delivery) for delivery in done}
+            self._hand = [delivery for delivery in self._hand if id(delivery) not in gone]
+        if self._trial.searching:
+            list(self._trial.passed([copy_key(delivery._raw) for delivery in done], ()))
         for delivery in done:
             if self._attempts:
                 self._attempts.pop(copy_key(delivery._raw), None)

@@ -193,6 +193,11 @@ class Store(ABC):
         """Records the ids, which are sorted and distinct, by one statement; returns those that were not there. Waits
         for whoever is about to record the same, and takes over what he rolls back."""
 
+    def begin_fresh(self, connection: Any, consumer: str, ids: Sequence[str]) -> set[str]:
+        """`begin`, then `fresh` if there are any ids; where it can, in one round trip."""
+        self.begin(connection)
+        return self.fresh(connection, consumer, ids) if ids else set()
+
     def forget(self, connection: Any, consumer: str, id: str) -> None:
         """Takes one mark back, in the transaction that there is."""
         self.run(connection, _FORGET, {"consumer": consumer, "id": id})

@@ -35,7 +35,7 @@ class Relay:
     def _forth(self, client: socket.socket, server: socket.socket, cut: threading.Event) -> None:
         with suppress(OSError):
             while data := client.recv(65536):
-                if self.swallow and b"commit\0" in data:
+                if self.swallow and b"commit\0" in data.lower():
                     self.swallow -= 1
                     cut.set()
                 server.sendall(data)

@@ -295,6 +295,25 @@ def test_a_serialization_failure_runs_the_whole_transaction_again(broker, postgr
         assert db.execute(f"select balance from {table}").fetchone() == (51,)
 
 
+def test_prepared_statements_that_are_gone_are_prepared_again(broker, postgresql):
+    """psycopg deallocates all of them after a DROP, ALTER or ROLLBACK, a pooler after each transaction."""
+    once.init(postgresql.url)
+    table = postgresql.name("gone").replace("-", "_")
+    send(broker, *(f"gone-{number}" for number in range(6)))
+    states = []
+    with broker.transactions("payments", subscription="ledger", store=postgresql.url, max_messages=1) as transactions:
+        while len(states) < 6:
+            transaction = transactions.receive(5)
+            assert transaction is not None
+            with transaction as tx:
+                tx.connection.execute(f"create table {table} (id text)", prepare=True)
+                tx.connection.execute(f"drop table {table}")
+                if len(states) % 2:
+                    tx.connection.execute("deallocate all", prepare=False)
+            states.append(transaction.state)
+    assert states == ["committed"] * 6
+
+
 def test_a_commit_whose_answer_is_lost_is_acked_only_when_the_inbox_knows_it(broker, postgresql, events):
     once.init(postgresql.url)
     table = postgresql.name("lost").replace("-", "_")

@@ -14,7 +14,8 @@ _QUEUE = "payments"
 
 def charge(store: str, topic: str, count: int) -> float:
     """Charges a second, from the first one to the last, with what is to be done already in its queue. Its settings are
-    kept, but that it looks for work twenty times a second, runs as many workflows at a time as it has connections, and that steps run READ COMMITTED as everybody's here."""
+    kept, but that it looks for work twenty times a second, runs as many workflows at a time as it has connections, and
+    that steps run READ COMMITTED as everybody's here."""
     import psycopg
     from dbos import DBOS, DBOSClient, SQLAlchemyDatasource, run_dbos_database_migrations
     from sqlalchemy import text

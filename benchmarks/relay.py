@@ -183,7 +183,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.relay", description=__doc__)
     parser.add_argument("--only", choices=("rabbitmq", "kafka"))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--count", type=int, default=40_000, help="messages in the outbox")
+    parser.add_argument("--count", type=int, default=200_000, help="messages in the outbox")
     parser.add_argument("--keys", type=int, default=1000, help="0: messages have none")
     parser.add_argument("--json", metavar="FILE", help="write all figures there")
     asked = parser.parse_args()

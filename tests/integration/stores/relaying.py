@@ -1,6 +1,6 @@
-"""A relay that is killed: by SIGKILL, after the broker has confirmed its first batch and before the rows are deleted.
+"""A relay that is killed or frozen after the broker has confirmed its first batch and before the rows are deleted.
 
-relaying.py STORE BROKER
+relaying.py STORE BROKER SIGKILL|SIGSTOP
 """
 
 from __future__ import annotations
@@ -8,15 +8,23 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from typing import Any
 
 import brokerkit
 from brokerkit.once import Relay
 
 
-def main(store: str, url: str) -> None:
+def main(store: str, url: str, by: str) -> None:
     with brokerkit.connect(url) as broker:
         relay = Relay(store, broker, batch=50)
-        relay._store.delete = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign, assignment, return-value]
+        delete, ends = relay._store.delete, [signal.Signals[by]]
+
+        def first_struck(*arguments: Any) -> None:
+            if ends:
+                os.kill(os.getpid(), ends.pop())
+            delete(*arguments)
+
+        relay._store.delete = first_struck  # type: ignore[method-assign]
         relay.run()
 
 

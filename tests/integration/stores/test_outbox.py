@@ -12,6 +12,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import sqlalchemy
 from sqlalchemy.orm import Session
@@ -418,7 +419,7 @@ def test_a_relay_killed_between_send_and_delete_doubles_on_the_wire_and_not_in_e
         broker.declare(topic, subscriptions=["ledger", "wire"])
         write(url, *ids, topic=topic, key="k")
         program = str(Path(__file__).with_name("relaying.py"))
-        done = subprocess.run([sys.executable, program, url, server.url], timeout=60)
+        done = subprocess.run([sys.executable, program, url, server.url, "SIGKILL"], timeout=60)
         assert done.returncode == -signal.SIGKILL
         assert Outbox(url).lag().rows == 120, "it was killed before the delete"
         with Relay(url, broker, batch=50) as relay:
@@ -444,6 +445,31 @@ def test_a_relay_killed_between_send_and_delete_doubles_on_the_wire_and_not_in_e
 
 
 @pytest.mark.timeout(240)
+def test_a_relay_frozen_between_send_and_delete_loses_nothing_and_goes_on(broker, queue, url):
+    """SQLite's lease lets another relay follow, which sends again what the first had sent; PostgreSQL's locks are the
+    frozen connection's, and the others stand by."""
+    ids = [f"evt-{number:03}" for number in range(40)]  # one batch: frozen in a write, it would hold the queue's file
+    write(url, *ids, key="k")
+    program = str(Path(__file__).with_name("relaying.py"))
+    with subprocess.Popen([sys.executable, program, url, queue, "SIGSTOP"]) as first:
+        try:
+            assert within(30, lambda: psutil.Process(first.pid).status() == psutil.STATUS_STOPPED)
+            with Relay(url, broker, batch=50) as second:
+                followed = within(8, lambda: empty(url))
+                assert followed is url.startswith("sqlite")
+                first.send_signal(signal.SIGCONT)
+                assert within(20, lambda: empty(url))
+                write(url, "evt-after", key="k")
+                assert within(20, lambda: empty(url))
+                assert second.error is None
+            assert first.poll() is None, "what others had deleted meanwhile ended it"
+        finally:
+            first.kill()
+    wire = arrived(broker)
+    assert list(dict.fromkeys(wire)) == [*ids, "evt-after"]
+    assert (len(wire) > 41) is followed
+
+
 def test_the_order_of_a_key_outlives_restarts_of_the_broker_and_of_the_store():
     """Both are killed in the middle, several times, while messages are written, and nothing is lost or overtaken."""
     with temporary_directory() as books, temporary_directory() as queues:

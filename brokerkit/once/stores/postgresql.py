@@ -387,7 +387,7 @@ def _begun_with(connection: _Connection, values: Sequence[bytes]) -> Generator[W
     for result in results:
         if result.status == ExecStatus.FATAL_ERROR:
             state = (result.error_field(DiagnosticField.SQLSTATE) or b"").decode()
-            raise _error(state)(result.get_error_message())
+            raise _error(state)(result.error_message.decode("utf-8", "replace").strip())
     connection.prepared = name
     return int(results[-2].command_tuples or 0)
 

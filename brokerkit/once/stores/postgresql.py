@@ -140,6 +140,11 @@ select count(*) filter (where refused is null),
     extract(epoch from clock_timestamp() - min(written_at) filter (where refused is null)),
     count(*) filter (where refused is not null)
 from brokerkit_outbox where outbox = %s"""
+# A client whose machine is gone keeps its locks until the server has noticed, by default after two hours.
+_NOTICE_US = """\
+select set_config(name, value, false) from pg_settings join (
+    values ('tcp_keepalives_idle', '10'), ('tcp_keepalives_interval', '5'), ('tcp_keepalives_count', '3')
+) as ours (name, value) using (name) where source = 'default'"""
 _HELD = "select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()"
 _HOLD = """\
 select pg_try_advisory_lock(hashtext('brokerkit_outbox'::regclass::oid::text || ' ' || %s), shard)
@@ -176,9 +181,11 @@ class Postgresql(Store):
     def connect(self, url: str, *, create: bool = False) -> _Connection:
         try:
             # Autocommit: BEGIN and COMMIT are sent here and nowhere else. A server that is gone is noticed in time.
-            return _Connection.connect(
+            connection = _Connection.connect(
                 url, autocommit=True, fallback_application_name="brokerkit", connect_timeout=10, **_keepalives(url)
             )
+            connection.execute(_NOTICE_US)
+            return connection
         except psycopg.ProgrammingError as error:
             raise ConfigurationError(f"{shown(url)} is no URL that PostgreSQL's client takes: {_said(error)}") from None
         except psycopg.OperationalError as error:

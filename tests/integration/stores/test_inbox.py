@@ -170,6 +170,18 @@ def test_sqlalchemy_s_transaction_holds_the_rows_and_the_marks(url: str, through
     engine.dispose()
 
 
+def test_a_server_notices_within_half_a_minute_that_our_machine_is_gone(postgresql: TestBroker):
+    """By default it takes two hours, for which it keeps the locks that the others wait for."""
+    store = store_for(postgresql.url)
+
+    def shown(url: str) -> list[str]:
+        with closing(store.connect(url)) as db:
+            return [db.execute(f"show tcp_keepalives_{name}").fetchone()[0] for name in ("idle", "interval", "count")]
+
+    assert shown(postgresql.url) == ["10", "5", "3"]
+    assert shown(f"{postgresql.url}?options=-ctcp_keepalives_idle%3D60") == ["60", "5", "3"]
+
+
 @pytest.mark.parametrize(
     ("properties", "hours"),
     [

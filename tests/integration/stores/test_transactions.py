@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import signal
 import subprocess
 import sys
@@ -312,6 +313,29 @@ def test_prepared_statements_that_are_gone_are_prepared_again(broker, postgresql
                     tx.connection.execute("deallocate all", prepare=False)
             states.append(transaction.state)
     assert states == ["committed"] * 6
+
+
+def test_an_interrupt_while_another_has_the_same_message_leaves_nothing_open(broker, postgresql):
+    once.init(postgresql.url)
+    send(broker, "evt-interrupted")
+    with (
+        closing(psycopg.connect(postgresql.url)) as other,
+        broker.transactions("payments", subscription="ledger", store=postgresql.url) as transactions,
+    ):
+        other.execute(
+            "insert into brokerkit_inbox (consumer, message_id) values ('payments--ledger', 'evt-interrupted')"
+        )
+        timer = threading.Timer(1.0, _thread.interrupt_main)
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            transactions.receive(20)
+        timer.join()
+        other.rollback()
+        transaction = transactions.receive(20)
+        assert transaction is not None
+        with transaction as tx:
+            assert [delivery.id for delivery in tx.deliveries] == ["evt-interrupted"]
+        assert transaction.state == "committed"
 
 
 def test_a_commit_whose_answer_is_lost_is_acked_only_when_the_inbox_knows_it(broker, postgresql, events):

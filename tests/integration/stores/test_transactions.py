@@ -338,6 +338,28 @@ def test_an_interrupt_while_another_has_the_same_message_leaves_nothing_open(bro
         assert transaction.state == "committed"
 
 
+def test_a_bound_on_waiting_for_another_s_transaction_is_the_database_s_own(broker, postgresql):
+    """As when a worker stands still in its transaction, and another one has its message."""
+    once.init(postgresql.url)
+    send(broker, "evt-waited-for")
+    bounded = f"{postgresql.url}?options=-clock_timeout%3D100ms"
+    with (
+        closing(psycopg.connect(postgresql.url)) as other,
+        broker.transactions("payments", subscription="ledger", store=bounded) as transactions,
+    ):
+        mark = "insert into brokerkit_inbox (consumer, message_id) values ('payments--ledger', 'evt-waited-for')"
+        other.execute(mark)
+        began = time.monotonic()
+        assert transactions.receive(1.0) is None
+        assert time.monotonic() - began < 5
+        other.rollback()
+        transaction = transactions.receive(20)
+        assert transaction is not None
+        with transaction as tx:
+            assert [delivery.id for delivery in tx.deliveries] == ["evt-waited-for"]
+        assert transaction.state == "committed"
+
+
 def test_a_commit_whose_answer_is_lost_is_acked_only_when_the_inbox_knows_it(broker, postgresql, events):
     once.init(postgresql.url)
     table = postgresql.name("lost").replace("-", "_")

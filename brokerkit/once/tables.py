@@ -93,9 +93,9 @@ def prune(
         seen = _prune(store, connection, lambda: store.prune(connection, seconds, batch), batch, pause)
         return seen + _prune(store, connection, lambda: keys.prune(store, connection, batch), batch, pause)
     except Exception as error:
-        if store.lost(connection):
+        if store.lost(connection) or store.conflict(error):
             said = " ".join(str(error).split())
-            raise ConnectionLost(f"the connection to the store {shown(url)} was lost: {said}") from error
+            raise ConnectionLost(f"pruning {shown(url)} was broken off, run it again: {said}") from error
         raise
     finally:
         store.close(connection)

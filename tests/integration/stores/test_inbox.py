@@ -381,6 +381,19 @@ def test_the_command_makes_prints_and_prunes(url: str):
     assert "takes a number" in run("prune", url, "--older-than", "soon", code=2)
 
 
+def test_pruning_that_waits_too_long_for_others_is_to_be_run_again(postgresql: TestBroker):
+    once.init(postgresql.url)
+    with closing(connect(postgresql.url)) as db, closing(connect(postgresql.url)) as other:
+        Inbox("ledger").fresh(db, [Message("held")])
+        db.execute("update brokerkit_inbox set seen_at = now() - interval '2 hours' where message_id = 'held'")
+        db.commit()
+        other.execute("select from brokerkit_inbox where message_id = 'held' for update")
+        with pytest.raises(ConnectionLost, match="was broken off, run it again"):
+            once.prune(f"{postgresql.url}?options=-clock_timeout%3D100ms", timedelta(hours=1))
+        other.rollback()
+        assert once.prune(postgresql.url, timedelta(hours=1)) >= 1
+
+
 def test_the_command_prunes_again_through_an_outage_of_the_store():
     """As a job: an outage is said, and the next time after it the work is done."""
     server = target("postgresql")

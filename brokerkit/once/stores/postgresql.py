@@ -274,7 +274,9 @@ class Postgresql(Store):
     def begin_fresh(self, connection: Any, consumer: str, ids: Sequence[str]) -> set[str]:
         if len(ids) != 1:
             return super().begin_fresh(connection, consumer, ids)
-        values = [consumer.encode(), ids[0].encode()]
+        encoding = connection.info.encoding
+        encoding = "utf-8" if encoding == "ascii" else encoding  # as psycopg does
+        values = [consumer.encode(encoding), ids[0].encode(encoding)]
         try:
             new = connection.wait(_begun_with(connection, values))
         except psycopg.errors.InvalidSqlStatementName:

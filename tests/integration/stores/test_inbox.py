@@ -52,6 +52,23 @@ def test_a_batch_gives_what_is_new_in_order_each_id_once(url: str):
         assert ids(Inbox("books").fresh(db, [Message("a")])) == ["a"]
 
 
+@pytest.mark.parametrize("encoding", ["UTF8", "LATIN1"])
+def test_one_message_and_a_batch_are_marked_alike(postgresql: TestBroker, encoding: str):
+    """One goes its own, shorter way to the server: its id has to come out the same there."""
+    once.init(postgresql.url)
+    store = store_for(postgresql.url)
+    consumer = postgresql.name("alike")
+    with closing(store.connect(f"{postgresql.url}?client_encoding={encoding}")) as db:
+        assert store.begin_fresh(db, consumer, ["d\u00e9bit"]) == {"d\u00e9bit"}
+        store.commit(db)
+        assert store.begin_fresh(db, consumer, ["d\u00e9bit"]) == set()
+        store.rollback(db)
+        assert store.begin_fresh(db, consumer, ["d\u00e9bit", "fresh"]) == {"fresh"}
+        store.commit(db)
+    with closing(connect(postgresql.url)) as db:
+        assert ids(Inbox(consumer).fresh(db, [Message("d\u00e9bit")])) == []
+
+
 def test_what_is_rolled_back_was_not_seen(url: str):
     inbox = Inbox("ledger")
     with closing(connect(url)) as db:

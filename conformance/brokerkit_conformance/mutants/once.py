@@ -15,6 +15,7 @@ from brokerkit.once.keys import Held
 from brokerkit.once.stores.contract import Store, Waiting, stored_id
 
 _Unseen = Callable[[Store, Any, str, Sequence[Any]], list[Any]]
+"""As `inbox.unseen`, in a transaction that has begun."""
 
 
 def dedups_in_memory(broker: Broker) -> Broker:
@@ -79,8 +80,16 @@ def acks_before_commit(broker: Broker) -> Broker:
 
 def _asked_instead(broker: Broker, other: _Unseen) -> Broker:
     """The inbox is this one, for the library's transactions and for those of its users."""
-    inbox.unseen = other  # type: ignore[assignment]
-    transactions.unseen = other  # type: ignore[attr-defined, assignment]
+
+    def asked(
+        store: Store, connection: Any, consumer: str, deliveries: Sequence[Any], *, begins: bool = False
+    ) -> list[Any]:
+        if begins:
+            store.begin(connection)
+        return other(store, connection, consumer, deliveries)
+
+    inbox.unseen = asked
+    transactions.unseen = asked  # type: ignore[attr-defined]
     return broker
 
 

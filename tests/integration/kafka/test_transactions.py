@@ -10,10 +10,11 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 from confluent_kafka import Consumer as RawConsumer
-from confluent_kafka import TopicPartition
+from confluent_kafka import KafkaError, TopicPartition
 
 import brokerkit
 from brokerkit import errors
@@ -37,28 +38,37 @@ def fill(broker: brokerkit.Broker, topic: str, count: int, first: int = 0) -> se
 
 
 def stored(url: str, topic: str, *, committed: bool = True) -> Count:
-    """Every message of the topic, by a client of its own that reads to the end of each partition."""
-    level = "read_committed" if committed else "read_uncommitted"
-    settings = {"bootstrap.servers": servers(url), "group.id": "raw", "isolation.level": level}
-    raw = RawConsumer({**settings, "enable.partition.eof": True, "enable.auto.commit": False})
+    """Every message of the topic, by a client of its own that reads to the end of each partition. Also where it reads
+    what is committed: a commit is answered before its markers are in the partitions, and until then it ends there."""
     found: Count = Counter()
-    try:
+    level = "read_committed" if committed else "read_uncommitted"
+    with raw_reader(url, "read_uncommitted") as asked, raw_reader(url, level) as raw:
         partitions = raw.list_topics(topic, timeout=10).topics[topic].partitions
+        left = {n: asked.get_watermark_offsets(TopicPartition(topic, n), timeout=10)[1] for n in partitions}
         raw.assign([TopicPartition(topic, number, 0) for number in partitions])
-        open_ = set(partitions)
         deadline = time.monotonic() + 30
-        while open_:
+        while left:
             assert time.monotonic() < deadline, "the topic was not read to its end"
             message = raw.poll(0.5)
             if message is None:
                 continue
             if message.error() is None:
                 found[message.value()] += 1
-            else:
-                open_.discard(message.partition())
+            elif message.error().code() == KafkaError._PARTITION_EOF and message.offset() >= left.get(
+                message.partition(), 0
+            ):
+                left.pop(message.partition(), None)
+    return found
+
+
+@contextmanager
+def raw_reader(url: str, level: str) -> Iterator[RawConsumer]:
+    settings = {"bootstrap.servers": servers(url), "group.id": "raw", "isolation.level": level}
+    raw = RawConsumer({**settings, "enable.partition.eof": True, "enable.auto.commit": False})
+    try:
+        yield raw
     finally:
         raw.close()
-    return found
 
 
 def until(done: Callable[[], object], timeout: float = 60.0) -> None:

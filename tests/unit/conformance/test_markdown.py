@@ -89,6 +89,13 @@ def test_a_page_without_markers_is_said_and_left_alone(tmp_path: Path):
     assert page.read_text() == "before"
 
 
+def test_the_readme_has_a_run_of_every_broker_at_every_failure_point():
+    columns, rows = markdown.shape(markdown.taken(ROOT / "README.md", markdown.NAME))
+    assert {name.partition(":")[0] for name in columns} == {"sqlite", "rabbitmq", "kafka", "sqs", "pubsub"}
+    assert list(rows) == markdown.row_names()
+    assert not [row for row, places in rows.items() if "not run" in places]
+
+
 def test_the_swap_guide_is_what_the_plugins_claim_now():
     page = ROOT / "docs/how-to/swap.md"
     urls = markdown.said(page, swap.NAME)

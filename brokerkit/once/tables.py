@@ -10,7 +10,7 @@ from typing import Any
 from brokerkit.errors import ConfigurationError, ConnectionLost
 from brokerkit.guarantees import Properties
 from brokerkit.once.stores import keys, store_for
-from brokerkit.once.stores.contract import VERSION, Durability, Store, shown
+from brokerkit.once.stores.contract import VERSION, Durability, Store, one_line, shown
 
 LEAST_WINDOW = timedelta(hours=1)
 _CLOCKS_APART = timedelta(minutes=5)
@@ -94,7 +94,7 @@ def prune(
         return seen + _prune(store, connection, lambda: keys.prune(store, connection, batch), batch, pause)
     except Exception as error:
         if store.lost(connection) or store.conflict(error):
-            said = " ".join(str(error).split())
+            said = one_line(error)
             raise ConnectionLost(f"pruning {shown(url)} was broken off, run it again: {said}") from error
         raise
     finally:

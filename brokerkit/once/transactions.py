@@ -394,11 +394,8 @@ class StoreTransactions(Loop[StoreTransaction]):
     def _settle(self, batch: Sequence[Delivery], failed: dict[str, tuple[Delivery, Exception]]) -> None:
         """After the commit: acks what is done, keeps in hand what failed alone, with every copy of it."""
         done = [delivery for delivery in batch if stored_id(delivery.id) not in failed] if failed else batch
-        if len(done) == len(self._hand):
-            self._hand = []
-        else:
-            gone = {id(delivery) for delivery in done}
-            self._hand = [delivery for delivery in self._hand if id(delivery) not in gone]
+        gone = {id(delivery) for delivery in done}
+        self._hand = [delivery for delivery in self._hand if id(delivery) not in gone]
         if self._trial.searching:
             list(self._trial.passed([copy_key(delivery._raw) for delivery in done], ()))
         for delivery in done:

@@ -324,6 +324,11 @@ def shown(url: str) -> str:
     return f"{scheme}{separator}{user.partition(':')[0]}{at}{hosts}{slash}{path}"
 
 
+def one_line(error: BaseException) -> str:
+    """What it says; database clients say it in several."""
+    return " ".join(str(error).split())
+
+
 def causes(error: BaseException) -> Iterator[BaseException]:
     """The error, and those that it came from."""
     seen: set[int] = set()

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 from brokerkit.errors import BrokerkitError, ConfigurationError, ConnectionLost
 from brokerkit.events import backoffs
 from brokerkit.once.stores import VALKEY, store_for, store_of
-from brokerkit.once.stores.contract import Durability, Store, shown
+from brokerkit.once.stores.contract import Durability, Store, one_line, shown
 
 State = Literal["in_progress", "done", "failed"]
 _Answer = TypeVar("_Answer")
@@ -97,7 +97,7 @@ class KeyStore(ABC):
     def _gave_up(self, error: Exception) -> BrokerkitError:
         if isinstance(error, BrokerkitError):
             return error
-        said = " ".join(str(error).split())
+        said = one_line(error)
         return ConnectionLost(f"the store {shown(self.url)} gave no answer for {self._timeout:g} s: {said}")
 
 
@@ -235,7 +235,7 @@ class SqlKeys(KeyStore):
                 raise self._store.no_tables(self.url) from None
             if lost:
                 self._drop_idle()  # a server that was restarted has ended these too
-                said = " ".join(str(error).split())
+                said = one_line(error)
                 raise ConnectionLost(f"the connection to the store {shown(self.url)} was lost: {said}") from error
             raise
         with self._lock:

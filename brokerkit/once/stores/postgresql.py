@@ -21,6 +21,7 @@ from brokerkit.once.stores.contract import (
     causes,
     ended_by_others,
     not_yours,
+    one_line,
     shown,
 )
 
@@ -100,7 +101,8 @@ _BATCH = """\
 insert into brokerkit_inbox (consumer, message_id) select %s, id from unnest(%s::text[]) as id
 on conflict do nothing returning message_id"""
 _ONE = "insert into brokerkit_inbox (consumer, message_id) values (%s, %s) on conflict do nothing"
-_ONE_FIRST = b"insert into brokerkit_inbox (consumer, message_id) values ($1, $2) on conflict do nothing"
+_ONE_FIRST = (_ONE % ("$1", "$2")).encode()
+"""The same as libpq wants it."""
 _PRUNE = """\
 delete from brokerkit_inbox where (consumer, message_id) in (
     select consumer, message_id from brokerkit_inbox where seen_at < now() - make_interval(secs => %s)
@@ -187,7 +189,9 @@ class Postgresql(Store):
             connection.execute(_NOTICE_US)
             return connection
         except psycopg.ProgrammingError as error:
-            raise ConfigurationError(f"{shown(url)} is no URL that PostgreSQL's client takes: {_said(error)}") from None
+            raise ConfigurationError(
+                f"{shown(url)} is no URL that PostgreSQL's client takes: {one_line(error)}"
+            ) from None
         except psycopg.OperationalError as error:
             raise _unreachable(url, error) from None
 
@@ -436,16 +440,12 @@ def _keepalives(url: str) -> dict[str, Any]:
 
 
 def _unreachable(url: str, error: psycopg.OperationalError) -> BrokerkitError:
-    said = _said(error)
+    said = one_line(error)
     if any(words in said for words in _REFUSED):
         return AccessRefused(f"{shown(url)} refuses the user: {said}")
     if re.search('database ".*" does not exist', said):
         return ConfigurationError(f"{shown(url)} names a database that does not exist: create it")
     return ConnectionLost(f"the store {shown(url)} cannot be reached: {said}")
-
-
-def _said(error: psycopg.Error) -> str:
-    return " ".join(str(error).split())
 
 
 STORE = Postgresql()

@@ -8,8 +8,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import psycopg
@@ -315,27 +315,38 @@ def test_prepared_statements_that_are_gone_are_prepared_again(broker, postgresql
     assert states == ["committed"] * 6
 
 
+@contextmanager
+def held_elsewhere(url: str, id: str) -> Iterator[Callable[[], None]]:
+    """Another transaction, open all the while, is about to mark this message. Yields what gives it up."""
+    with closing(psycopg.connect(url)) as other:
+        other.execute("insert into brokerkit_inbox (consumer, message_id) values ('payments--ledger', %s)", (id,))
+        yield other.rollback
+
+
+def committed_next(transactions) -> list[str]:
+    """The ids of the next transaction, which commits."""
+    transaction = transactions.receive(20)
+    assert transaction is not None
+    with transaction as tx:
+        found = [delivery.id for delivery in tx.deliveries]
+    assert transaction.state == "committed"
+    return found
+
+
 def test_an_interrupt_while_another_has_the_same_message_leaves_nothing_open(broker, postgresql):
     once.init(postgresql.url)
     send(broker, "evt-interrupted")
     with (
-        closing(psycopg.connect(postgresql.url)) as other,
+        held_elsewhere(postgresql.url, "evt-interrupted") as given_up,
         broker.transactions("payments", subscription="ledger", store=postgresql.url) as transactions,
     ):
-        other.execute(
-            "insert into brokerkit_inbox (consumer, message_id) values ('payments--ledger', 'evt-interrupted')"
-        )
         timer = threading.Timer(1.0, _thread.interrupt_main)
         timer.start()
         with pytest.raises(KeyboardInterrupt):
             transactions.receive(20)
         timer.join()
-        other.rollback()
-        transaction = transactions.receive(20)
-        assert transaction is not None
-        with transaction as tx:
-            assert [delivery.id for delivery in tx.deliveries] == ["evt-interrupted"]
-        assert transaction.state == "committed"
+        given_up()
+        assert committed_next(transactions) == ["evt-interrupted"]
 
 
 def test_a_bound_on_waiting_for_another_s_transaction_is_the_database_s_own(broker, postgresql):
@@ -344,20 +355,14 @@ def test_a_bound_on_waiting_for_another_s_transaction_is_the_database_s_own(brok
     send(broker, "evt-waited-for")
     bounded = f"{postgresql.url}?options=-clock_timeout%3D100ms"
     with (
-        closing(psycopg.connect(postgresql.url)) as other,
+        held_elsewhere(postgresql.url, "evt-waited-for") as given_up,
         broker.transactions("payments", subscription="ledger", store=bounded) as transactions,
     ):
-        mark = "insert into brokerkit_inbox (consumer, message_id) values ('payments--ledger', 'evt-waited-for')"
-        other.execute(mark)
         began = time.monotonic()
         assert transactions.receive(1.0) is None
         assert time.monotonic() - began < 5
-        other.rollback()
-        transaction = transactions.receive(20)
-        assert transaction is not None
-        with transaction as tx:
-            assert [delivery.id for delivery in tx.deliveries] == ["evt-waited-for"]
-        assert transaction.state == "committed"
+        given_up()
+        assert committed_next(transactions) == ["evt-waited-for"]
 
 
 def test_a_commit_whose_answer_is_lost_is_acked_only_when_the_inbox_knows_it(broker, postgresql, events):

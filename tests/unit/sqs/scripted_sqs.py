@@ -38,6 +38,17 @@ class Scripted:
 
     polls = sns = calls
 
+    def fail(self, call: str, *errors: Exception) -> None:
+        """The next calls raise these, one each; after them all goes well."""
+        left = iter(errors)
+
+        def answer(_: Mapping[str, Any]) -> None:
+            error = next(left, None)
+            if error is not None:
+                raise error
+
+        self.answers[call] = answer
+
     def batches(self, call: str) -> list[Sequence[Mapping[str, Any]]]:
         return [arguments["Entries"] for name, arguments in self.asked if name == call]
 

@@ -170,13 +170,7 @@ def test_through_sns_no_attribute_is_binary_and_no_message_over_its_limit(sqs: S
 
 
 def test_at_most_once_tells_only_what_was_certainly_not_written(sqs: Scripted, told: Told, make: Make):
-    errors: list[Exception] = [EndpointConnectionError(endpoint_url="x"), ReadTimeoutError(endpoint_url="x")]
-
-    def fails(_: Any) -> Any:
-        if errors:
-            raise errors.pop(0)
-
-    sqs.answers["send_message_batch"] = fails
+    sqs.fail("send_message_batch", EndpointConnectionError(endpoint_url="x"), ReadTimeoutError(endpoint_url="x"))
     sender = make(Guarantee.AT_MOST_ONCE, linger=0.0, parallel=1)
     for _ in range(3):
         asked = len(sqs.asked)
@@ -215,16 +209,8 @@ def test_an_outage_is_told_once_and_its_end_once(sqs: Scripted, told: Told, make
 
 
 def test_a_queue_that_is_missing_right_after_an_outage_is_sent_to_again(sqs: Scripted, told: Told, make: Make):
-    errors: list[Exception] = [
-        EndpointConnectionError(endpoint_url="http://x"),
-        refusal("AWS.SimpleQueueService.NonExistentQueue"),
-    ]
-
-    def fails(_: Any) -> Any:
-        if errors:
-            raise errors.pop(0)
-
-    sqs.answers["send_message_batch"] = fails
+    missing = refusal("AWS.SimpleQueueService.NonExistentQueue")
+    sqs.fail("send_message_batch", EndpointConnectionError(endpoint_url="http://x"), missing)
     sender = make(linger=0.0, parallel=1)
     for n in range(3):
         sender.send(messages(1))

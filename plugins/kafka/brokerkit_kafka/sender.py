@@ -33,6 +33,9 @@ from brokerkit_kafka.outage import Forgotten, Outage
 BUSY = 0.002
 """Seconds between two polls by a thread that sends all the time: the polling thread then leaves it to that one,
 since two threads that hand the interpreter to and fro for each report cost more than the reports."""
+SETTLED = 0.02
+"""Seconds after which a new producer has looked for a broker that gives it its id, and found none connected yet. If a
+message is sent before that, it does not look again for 500 ms, unless metadata are asked for in between."""
 
 
 class KafkaSender(Sender):
@@ -135,6 +138,9 @@ class KafkaSender(Sender):
             self._end(error.args[0].str())
 
     def _poll(self) -> None:
+        if self._confirms:
+            time.sleep(SETTLED)
+            self._probe()
         while not self._closed:
             if time.monotonic() - self._polled_at < 3 * BUSY:
                 time.sleep(BUSY)

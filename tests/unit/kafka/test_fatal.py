@@ -38,6 +38,9 @@ class Producing:
             while self.reports:
                 self.reports.popleft()(KafkaError(KafkaError._PURGE_INFLIGHT), None)
 
+    def list_topics(self, topic: str, timeout: float) -> None:
+        raise FATAL
+
     def purge(self, blocking: bool) -> None:
         self.purged.set()
 

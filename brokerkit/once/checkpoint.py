@@ -16,7 +16,7 @@ from brokerkit.once.stores.contract import Store
 _READ = "select place from brokerkit_checkpoints where consumer = :consumer and lane = :lane and topic_id = :topic_id"
 _MOVE = """\
 update brokerkit_checkpoints set place = :next
-where consumer = :consumer and lane = :lane and topic_id = :topic_id and place = :place"""
+where consumer = :consumer and lane = :lane and topic_id = :topic_id and place = :place and place < :next"""
 # A topic that was made anew begins anew; whose row it was is of no interest any more.
 _LOCK = """\
 insert into brokerkit_checkpoints as mine (consumer, lane, topic_id, place) values (:consumer, :lane, :topic_id, :place)
@@ -58,11 +58,15 @@ class Checkpoint:
         return places
 
     def fresh(self, connection: Any, batch: Sequence[Delivery]) -> list[Delivery]:
-        """What of the batch is not behind the checkpoints; from now on it is, if the transaction commits. Raises
-        PositionLost when a checkpoint lies before what this consumer was given."""
+        """Begins a transaction. What of the batch is not behind the checkpoints; from now on it is, if the transaction
+        commits. Raises PositionLost when a checkpoint lies before what this consumer was given."""
         self._moving = {}
         found = {_lane(delivery.position): delivery.position for delivery in batch if delivery.position is not None}
-        before = {lane: self._moved(connection, lane, last) for lane, last in sorted(found.items(), key=str)}
+        before: dict[Hashable, int] = {}
+        if not found:
+            self._store.begin(connection)
+        for lane, last in sorted(found.items(), key=str):
+            before[lane] = self._moved(connection, lane, last, begins=not before)
         return [
             delivery
             for delivery in batch
@@ -73,13 +77,17 @@ class Checkpoint:
         self._places.update(self._moving)
         self._moving = {}
 
-    def _moved(self, connection: Any, lane: Hashable, last: Position) -> int:
-        """Moves a checkpoint behind `last`; where it was before."""
+    def _moved(self, connection: Any, lane: Hashable, last: Position, *, begins: bool) -> int:
+        """Moves a checkpoint behind `last`; where it was before. `begins`: the transaction begins with it."""
         began = self._places[lane]
         place, after = int(began.value), int(last.value) + 1
         values = self._values(began) | {"next": after}
         stored = place
-        if after <= place or self._store.run(connection, _MOVE, values).rowcount != 1:
+        if begins:
+            moved = self._store.begin_run(connection, _MOVE, values)
+        else:
+            moved = self._store.run(connection, _MOVE, values).rowcount
+        if moved != 1:
             stored = int(self._store.run(connection, _LOCK, self._values(began)).fetchone()[0])
             if stored < place:
                 raise PositionLost(

@@ -268,7 +268,6 @@ class StoreTransactions(Loop[StoreTransaction]):
         """Begins, and marks the batch as seen. Returns what was not; None when it has to be tried again."""
         try:
             if self._checkpoint is not None:
-                self._store.begin(self._connection)
                 return self._checkpoint.fresh(self._connection, batch)
             fresh = {
                 id(delivery)

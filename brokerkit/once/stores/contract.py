@@ -198,6 +198,11 @@ class Store(ABC):
         self.begin(connection)
         return self.fresh(connection, consumer, ids) if ids else set()
 
+    def begin_run(self, connection: Any, sql: str, values: Mapping[str, Any]) -> int:
+        """`begin`, then `run` with text or numbers; where it can, in one round trip. How many rows that were."""
+        self.begin(connection)
+        return int(self.run(connection, sql, values).rowcount)
+
     def forget(self, connection: Any, consumer: str, id: str) -> None:
         """Takes one mark back, in the transaction that there is."""
         self.run(connection, _FORGET, {"consumer": consumer, "id": id})

@@ -100,9 +100,7 @@ update brokerkit_version set version = 4 where part = 'inbox';
 _BATCH = """\
 insert into brokerkit_inbox (consumer, message_id) select %s, id from unnest(%s::text[]) as id
 on conflict do nothing returning message_id"""
-_ONE = "insert into brokerkit_inbox (consumer, message_id) values (%s, %s) on conflict do nothing"
-_ONE_FIRST = (_ONE % ("$1", "$2")).encode()
-"""The same as libpq wants it."""
+_ONE = "insert into brokerkit_inbox (consumer, message_id) values (:consumer, :id) on conflict do nothing"
 _PRUNE = """\
 delete from brokerkit_inbox where (consumer, message_id) in (
     select consumer, message_id from brokerkit_inbox where seen_at < now() - make_interval(secs => %s)
@@ -152,6 +150,7 @@ _HOLD = """\
 select pg_try_advisory_lock(hashtext('brokerkit_outbox'::regclass::oid::text || ' ' || %s), shard)
 from unnest(%s::int[]) as shard"""
 _CHANNEL = "brokerkit_outbox"
+_PARAMETER = re.compile(r"(?<!:):(\w+)")
 
 _CONFLICTS = ("40001", "40P01", "55P03")
 _REFUSED = ("authentication failed", "no password supplied", "no pg_hba.conf entry", 'role "', "permission denied")
@@ -162,8 +161,10 @@ class _Connection(psycopg.Connection[Any]):
     news = False
     """Whether a notification came since somebody looked into the outbox; psycopg would keep every one of them."""
 
-    prepared = b""
-    """By what name the server knows the first statement of a transaction that is about one message."""
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.prepared: dict[bytes, bytes] = {}
+        """By what names the server knows the statements with which transactions begin."""
 
     def heard(self, _: psycopg.Notify) -> None:
         self.news = True
@@ -270,7 +271,7 @@ class Postgresql(Store):
     def fresh(self, connection: Any, consumer: str, ids: Sequence[str]) -> set[str]:
         with connection.cursor() as cursor:
             if len(ids) == 1:
-                cursor.execute(_ONE, (consumer, ids[0]), prepare=True)
+                cursor.execute(_translated(_ONE), {"consumer": consumer, "id": ids[0]}, prepare=True)
                 return set(ids) if cursor.rowcount else set()
             cursor.execute(_BATCH, (consumer, list(ids)), prepare=True)
             return {row[0] for row in cursor.fetchall()}
@@ -278,17 +279,21 @@ class Postgresql(Store):
     def begin_fresh(self, connection: Any, consumer: str, ids: Sequence[str]) -> set[str]:
         if len(ids) != 1:
             return super().begin_fresh(connection, consumer, ids)
+        return set(ids) if self.begin_run(connection, _ONE, {"consumer": consumer, "id": ids[0]}) else set()
+
+    def begin_run(self, connection: Any, sql: str, values: Mapping[str, Any]) -> int:
+        numbered, names = _numbered(sql)
         encoding = connection.info.encoding
         encoding = "utf-8" if encoding == "ascii" else encoding  # as psycopg does
-        values = [consumer.encode(encoding), ids[0].encode(encoding)]
+        parameters = [str(values[name]).encode(encoding) for name in names]
         try:
-            new = connection.wait(_begun_with(connection, values))
+            rows = connection.wait(_begun_with(connection, numbered, parameters))
         except psycopg.errors.InvalidSqlStatementName:
             # psycopg deallocates all statements after some of the user's, and a pooler may have changed the server.
             self.rollback(connection)
-            connection.prepared = b""
-            new = connection.wait(_begun_with(connection, values))
-        return set(ids) if new else set()
+            connection.prepared.clear()
+            rows = connection.wait(_begun_with(connection, numbered, parameters))
+        return int(rows)
 
     def prune(self, connection: Any, seconds: float, most: int) -> int:
         return int(connection.execute(_PRUNE, (seconds, most)).rowcount)
@@ -370,16 +375,17 @@ class Postgresql(Store):
                 selector.select(seconds)
 
 
-def _begun_with(connection: _Connection, values: Sequence[bytes]) -> Generator[Wait, Ready, int]:
-    """BEGIN and the mark of one message in one round trip; how many rows that were. As psycopg's own pipeline does, in
-    half of its time, which counts where a transaction is about one message."""
+def _begun_with(connection: _Connection, sql: bytes, values: Sequence[bytes]) -> Generator[Wait, Ready, int]:
+    """BEGIN and one statement in one round trip; how many rows that were. As psycopg's own pipeline does, in half of
+    its time, which counts where a transaction is about one message."""
     server = connection.pgconn
-    name = connection.prepared or b"brokerkit_" + secrets.token_hex(4).encode()
+    known = connection.prepared.get(sql)
+    name = known or b"brokerkit_" + secrets.token_hex(4).encode()
     try:
         server.enter_pipeline_mode()
         server.send_query_params(b"begin", None)
-        if not connection.prepared:
-            server.send_prepare(name, _ONE_FIRST)
+        if known is None:
+            server.send_prepare(name, sql)
         server.send_query_prepared(name, values)
         server.pipeline_sync()
         while server.flush():
@@ -401,7 +407,7 @@ def _begun_with(connection: _Connection, values: Sequence[bytes]) -> Generator[W
         if result.status == ExecStatus.FATAL_ERROR:
             state = (result.error_field(DiagnosticField.SQLSTATE) or b"").decode()
             raise _error(state)(result.error_message.decode("utf-8", "replace").strip())
-    connection.prepared = name
+    connection.prepared[sql] = name
     return int(results[-2].command_tuples or 0)
 
 
@@ -430,7 +436,15 @@ def _multirange(ids: Sequence[int]) -> str:
 
 @cache
 def _translated(sql: str) -> str:
-    return re.sub(r"(?<!:):(\w+)", r"%(\1)s", sql.replace("{now}", _NOW))
+    """As psycopg wants it."""
+    return _PARAMETER.sub(r"%(\1)s", sql.replace("{now}", _NOW))
+
+
+@cache
+def _numbered(sql: str) -> tuple[bytes, Sequence[str]]:
+    """As libpq wants it, and the names of its parameters."""
+    names = list(dict.fromkeys(_PARAMETER.findall(sql)))
+    return _PARAMETER.sub(lambda found: f"${names.index(found[1]) + 1}", sql.replace("{now}", _NOW)).encode(), names
 
 
 def _keepalives(url: str) -> dict[str, Any]:

@@ -35,7 +35,6 @@ class Worker:
         return int(moved.value)
 
     def begins(self, *offsets: int, lane: int = 0) -> list[int]:
-        self.store.begin(self.connection)
         batch: Sequence[Any] = [SimpleNamespace(position=Position("payments", lane, offset)) for offset in offsets]
         return [int(delivery.position.value) for delivery in self.checkpoint.fresh(self.connection, batch)]  # type: ignore[union-attr]
 

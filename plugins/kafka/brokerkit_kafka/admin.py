@@ -95,9 +95,28 @@ class Admin:
             raise NotFound(f"topic {name!r} does not exist; declare it first") from None
 
     def facts(self, topic: TopicDescription, timeout: float = 10.0) -> Facts:
-        config = self._settings(topic.name, timeout)
+        config = self._settings(ResourceType.TOPIC, topic.name, timeout)
         replication = min((len(partition.replicas) for partition in topic.partitions), default=1)
-        return Facts(replication, min(replication, int(config["min.insync.replicas"].value or 1)))
+        return Facts(
+            replication,
+            min(replication, int(config["min.insync.replicas"].value or 1)),
+            _retention(
+                config["cleanup.policy"].value, int(config["retention.ms"].value), int(config["segment.ms"].value)
+            ),
+        )
+
+    def retention(self, node: int, timeout: float = 10.0) -> float | None:
+        """As `Facts.retention_seconds`, of topics that leave it to this node."""
+        config = self._settings(ResourceType.BROKER, str(node), timeout)
+
+        def milliseconds(name: str) -> int:
+            for unit, factor in (("ms", 1), ("minutes", 60_000), ("hours", 3_600_000)):
+                entry = config.get(f"{name}.{unit}")
+                if entry is not None and entry.value:
+                    return int(entry.value) * factor
+            return -1
+
+        return _retention(config["log.cleanup.policy"].value, milliseconds("log.retention"), milliseconds("log.roll"))
 
     def create(self, name: str, partitions: int, facts: Facts, options: Mapping[str, Any]) -> None:
         """Where another one is faster, the topic is as that one asked for."""
@@ -114,7 +133,7 @@ class Admin:
                 found = self.topic(name)
                 nodes = self.cluster().nodes
                 for node in nodes if len(nodes) > 1 else ():
-                    self._settings(name, 3.0, broker=node.id)
+                    self._settings(ResourceType.TOPIC, name, 3.0, broker=node.id)
                 if all(partition.leader is not None for partition in found.partitions):
                     return found
             raise ConnectionLost(f"topic {name!r} has no leaders yet, or not every node knows it")
@@ -151,11 +170,11 @@ class Admin:
         )
         return int(answer.offset)
 
-    def _settings(self, topic: str, timeout: float, **where: int) -> Mapping[str, Any]:
+    def _settings(self, kind: ResourceType, name: str, timeout: float, **where: int) -> Mapping[str, Any]:
         """As any node has them, or the one of `broker`."""
-        resource = ConfigResource(ResourceType.TOPIC, topic)
+        resource = ConfigResource(kind, name)
         found: Mapping[str, Any] = self.ask(
-            f"reading the settings of topic {topic!r}",
+            f"reading the settings of {kind.name.lower()} {name!r}",
             timeout,
             lambda client: client.describe_configs([resource], request_timeout=timeout, **where)[resource],
         )
@@ -212,6 +231,14 @@ class Admin:
             if client in self._client:
                 self._client.remove(client)
                 _end(client)
+
+
+def _retention(policy: str, kept: int, segment: int) -> float | None:
+    """In seconds, from milliseconds: a segment goes as a whole, once the last message in it is old enough, and is
+    looked at every five minutes (log.retention.check.interval.ms)."""
+    if "delete" not in policy or kept < 0:
+        return None
+    return (kept + segment) / 1000 + 300.0
 
 
 def _end(client: AdminClient) -> None:

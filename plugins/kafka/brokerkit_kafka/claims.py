@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -79,10 +79,22 @@ _TRANSACTIONS: Mapping[FailurePoint, Claim] = {
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Of a topic as it is: copies of each partition, and how many must have a message before it is confirmed."""
+    """Of a topic as it is: copies of each partition, how many must have a message before it is confirmed, and the
+    longest that a message is kept; None where that has no end, or is not known."""
 
     replication: int
     min_insync: int
+    retention_seconds: float | None = None
+
+
+def weakest(facts: Sequence[Facts]) -> Facts:
+    """What can be said of all of them."""
+    kept = [fact.retention_seconds for fact in facts]
+    return Facts(
+        min(fact.replication for fact in facts),
+        min(fact.min_insync for fact in facts),
+        None if None in kept else max(seconds for seconds in kept if seconds is not None),
+    )
 
 
 def claims(config: Config, facts: Facts, max_body: int, producer: Guarantee, consumer: Guarantee) -> Claims:
@@ -152,6 +164,7 @@ def _properties(config: Config, facts: Facts, max_body: int) -> Properties:
         # librdkafka takes no interval between polls shorter than the session.
         short_lease={} if session is None else {"client.max.poll.interval.ms": f"{session * 1000:.0f}"},
         redelivery_seconds=(session or 45.0) + 2.0,
+        retention_seconds=facts.retention_seconds,
         nack="blocks",
         poison_blocks_others=True,
         dedup="producer_session" if idempotent else "none",

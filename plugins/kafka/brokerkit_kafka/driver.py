@@ -11,6 +11,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import confluent_kafka
@@ -35,7 +36,7 @@ from brokerkit.guarantees import Claims, Guarantee
 from brokerkit.plugins import Url, checked
 from brokerkit_kafka.admin import Admin
 from brokerkit_kafka.backlog import counted
-from brokerkit_kafka.claims import Facts, claims
+from brokerkit_kafka.claims import Facts, claims, weakest
 from brokerkit_kafka.groups import Groups, settings_of
 from brokerkit_kafka.receiver import KafkaReceiver
 from brokerkit_kafka.sender import KafkaSender
@@ -79,9 +80,8 @@ class KafkaDriver(Driver):
     def claims(self, producer: Guarantee, consumer: Guarantee) -> Claims:
         """From the client's options and the weakest topic that this driver has declared or opened; before that,
         from what `declare` would create here."""
-        facts = list(self._facts.values()) or [self._planned()]
-        weakest = Facts(min(fact.replication for fact in facts), min(fact.min_insync for fact in facts))
-        return claims(self._config, weakest, self.capabilities.max_body_bytes or 0, producer, consumer)
+        facts = weakest(list(self._facts.values()) or [self._planned()])
+        return claims(self._config, facts, self.capabilities.max_body_bytes or 0, producer, consumer)
 
     def describe(self) -> Mapping[str, str]:
         cluster = self._admin.cluster()
@@ -139,10 +139,13 @@ class KafkaDriver(Driver):
 
     def _planned(self) -> Facts:
         try:
-            nodes = len(self._admin.cluster(timeout=5.0).nodes)
+            nodes = self._admin.cluster(timeout=5.0).nodes
         except BrokerkitError:
-            nodes = 1  # nothing better is known: the weakest claim
-        return self._plan(nodes, Native())
+            return self._plan(1, Native())  # nothing better is known: the weakest claim
+        plan = self._plan(len(nodes), Native())
+        with suppress(BrokerkitError):  # not everybody may read a node's settings
+            return replace(plan, retention_seconds=self._admin.retention(nodes[0].id, 5.0))
+        return plan
 
     def _look(self, topic: TopicDescription, timeout: float = 10.0) -> Facts:
         """What the claims need to know of a topic; remembered, since neither changes by itself."""

@@ -89,11 +89,11 @@ class Facts:
 
 def weakest(facts: Sequence[Facts]) -> Facts:
     """What can be said of all of them."""
-    kept = [fact.retention_seconds for fact in facts]
+    kept = [fact.retention_seconds for fact in facts if fact.retention_seconds is not None]
     return Facts(
         min(fact.replication for fact in facts),
         min(fact.min_insync for fact in facts),
-        None if None in kept else max(seconds for seconds in kept if seconds is not None),
+        max(kept) if len(kept) == len(facts) else None,
     )
 
 

@@ -148,7 +148,7 @@ class KafkaDriver(Driver):
         return plan
 
     def _look(self, topic: TopicDescription, timeout: float = 10.0) -> Facts:
-        """What the claims need to know of a topic; remembered, since neither changes by itself."""
+        """What the claims need to know of a topic; remembered, since none of it changes by itself."""
         if topic.name not in self._facts:
             self._facts[topic.name] = self._admin.facts(topic, timeout)
         return self._facts[topic.name]

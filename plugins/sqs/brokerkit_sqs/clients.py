@@ -15,6 +15,7 @@ from botocore.config import Config
 
 from brokerkit.errors import ConfigurationError
 from brokerkit_sqs.errors import Failures
+from brokerkit_sqs.quick import QuickClient
 from brokerkit_sqs.settings import Place, SqsSettings, client_options
 
 
@@ -79,6 +80,7 @@ class Clients:
                 region_name=self.place.region,
                 profile_name=self._settings.profile,
             )
-            return session.client(service, endpoint_url=endpoint, config=config, verify=self._settings.tls_ca)
+            client = session.client(service, endpoint_url=endpoint, config=config, verify=self._settings.tls_ca)
         except (botocore.exceptions.BotoCoreError, ValueError) as error:
             raise ConfigurationError(f"no {service} client can be made of this URL: {error}") from None
+        return QuickClient(client) if service == "sqs" else client

@@ -1,7 +1,8 @@
 """Amazon SQS: standard queues named `topic--subscription`, SNS before them where a topic has several.
 
-The driver's parts: settings.py (what the URL says), clients.py (boto3), errors.py, topology.py (queues and SNS topics),
-encoding.py (messages on the wire), batches.py (threads), sender.py, receiver.py, claims.py.
+The driver's parts: settings.py (what the URL says), clients.py (boto3), quick.py (its calls that every message takes
+part in), errors.py, topology.py (queues and SNS topics), encoding.py (messages on the wire), batches.py (threads),
+sender.py, receiver.py, claims.py.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ from brokerkit.errors import (
 from brokerkit.events import EventKind, Reporter, backoffs, call
 from brokerkit.guarantees import Guarantee
 from brokerkit.leases import LeaseKeeper
-from brokerkit.message import Headers, IdSource, Message, make
+from brokerkit.message import Headers, IdSource, Message
 from brokerkit.producer import Producer, Receipt, checked_timeout
 
 State = Literal["pending", "settling", "settled", "sent", "lost", "unknown"]
@@ -55,7 +55,6 @@ _FETCH = 1000
 _IDLE = 0.05
 """Seconds a session may go without a `receive` while nothing may be handed out."""
 _T = TypeVar("_T")
-_RESERVED = "brokerkit-"
 
 
 class Lease:
@@ -116,11 +115,7 @@ class Delivery:
     @property
     def headers(self) -> Headers:
         """The producer's headers, without brokerkit's own."""
-        headers = self._raw.headers
-        for name in headers:
-            if name.startswith(_RESERVED):
-                return {name: value for name, value in headers.items() if not name.startswith(_RESERVED)}
-        return headers
+        return self._raw.headers
 
     @property
     def content_type(self) -> str | None:
@@ -148,7 +143,7 @@ class Delivery:
     @property
     def dead_reason(self) -> str | None:
         """On a dead-letter topic: why the message is there."""
-        reason = self._raw.headers.get("brokerkit-dead-reason")
+        reason = self._raw.all_headers.get("brokerkit-dead-reason")
         return reason.decode("utf-8", "replace") if isinstance(reason, bytes) else reason
 
     @property
@@ -163,10 +158,7 @@ class Delivery:
     @property
     def message(self) -> Message:
         """The message, apart from this handing-over of it."""
-        raw = self._raw
-        fields = (raw.body, raw.id, raw.key, self.headers, raw.content_type, raw.published_at, raw.id_source)
-        message: Message = make(Message, fields)
-        return message
+        return self._raw.message
 
     def ack(self) -> None:
         """The work is done. Never blocks; `state`, `Consumer.flush` and `on_end` tell how it ended.
@@ -541,7 +533,7 @@ class Consumer:
             behind = self._take_back(session, [delivery._raw.lane]) if traits.nack_blocks else []
             session.nacks += [Nack(delivery._raw.token, delay), *(Nack(token, unstarted=True) for token in behind)]
         else:
-            headers: dict[str, str | bytes] = dict(delivery._raw.headers)
+            headers: dict[str, str | bytes] = dict(delivery._raw.all_headers)
             headers["brokerkit-attempt"] = str((attempt or 1) + 1)
             headers.pop("brokerkit-due", None)
             if delay:
@@ -561,7 +553,7 @@ class Consumer:
         if native:
             session.rejects.append(Reject(delivery._raw.token, reason))
         else:
-            headers: dict[str, str | bytes] = dict(delivery._raw.headers)
+            headers: dict[str, str | bytes] = dict(delivery._raw.all_headers)
             headers["brokerkit-dead-reason"] = reason
             headers["brokerkit-dead-topic"] = delivery.topic
             headers["brokerkit-dead-subscription"] = self.subscription
@@ -591,8 +583,7 @@ class Consumer:
         the message is handed out again rather than forgotten."""
         raw = delivery._raw
         session = delivery._session
-        fields = (raw.body, raw.id, raw.key, headers, raw.content_type, raw.published_at, "producer")
-        message: Message = make(Message, fields)
+        message = raw.message._replace(headers=headers, id_source="producer")
 
         def ended(receipt: Receipt) -> None:
             if receipt.state == "confirmed":

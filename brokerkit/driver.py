@@ -36,7 +36,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from brokerkit.errors import NotSupported
 from brokerkit.guarantees import Claims, Guarantee
-from brokerkit.message import Headers, IdSource, Message
+from brokerkit.message import Message, Received
 from brokerkit.message import Position as Position
 
 Token = Any
@@ -145,32 +145,19 @@ class Sender(ABC):
 # ---------------------------------------------------------------- receiving
 
 
-class Incoming(ABC):
+class Incoming(Received):
     """One message as received, decoded lazily. Drivers subclass it with `__slots__`.
 
-    Attributes below may be slots or properties. They are read from any thread, possibly never, and must not
-    raise on bytes that a foreign producer wrote: broken UTF-8 and foreign types go through the published table
+    Its attributes, Received's included, may be slots or properties. They are read from any thread, possibly never, and
+    must not raise on bytes that a foreign producer wrote: broken UTF-8 and foreign types go through the published table
     in docs/reference/wire-format.md.
     """
 
     __slots__ = ()
 
     token: Token
-    body: bytes | None
-    id: str
-    id_source: IdSource
-    key: str | None
-    headers: Headers
-    content_type: str | None
-    published_at: int
-    position: Position | None
-    attempt: int | None
-    """1 for the first handing-over; None when the broker does not tell."""
     lane: Hashable
     """What a `revoked` event names: the partition, or None where nothing is ever revoked."""
-    topic: str
-    native: Any
-    """The client's own object."""
     size: int
     """Body bytes, for the bound on bytes in flight; cheap."""
 

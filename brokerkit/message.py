@@ -15,6 +15,8 @@ Headers = Mapping[str, str | bytes]
 IdSource = Literal["producer", "native", "none"]
 
 NO_HEADERS: Headers = MappingProxyType({})
+RESERVED = "brokerkit-"
+"""What the names of brokerkit's own headers begin with."""
 
 
 class Position(NamedTuple):
@@ -86,6 +88,53 @@ class Message(_Fields):
         return f"Message(id={self.id!r}, {size}, headers={sorted(self.headers)})"
 
 
+class Received:
+    """A message as received; what a driver makes of one. In a transaction it is settled by the commit, and there is
+    nothing to ack."""
+
+    __slots__ = ()
+
+    body: bytes | None
+    id: str
+    """See `id_source` for what it recognises."""
+    id_source: IdSource
+    key: str | None
+    all_headers: Headers
+    """The producer's headers, and brokerkit's own (`brokerkit-…`)."""
+    content_type: str | None
+    published_at: int
+    """Milliseconds since the epoch; 0 when unknown."""
+    position: Position | None
+    """The broker's own coordinates, where it has any."""
+    attempt: int | None
+    """1 for the first handing-over; None when the broker does not tell."""
+    topic: str
+    native: Any
+    """The client library's own object, with what the portable fields leave out."""
+
+    @property
+    def headers(self) -> Headers:
+        """The producer's headers, without brokerkit's own."""
+        headers = self.all_headers
+        for name in headers:
+            if name.startswith(RESERVED):
+                return {name: value for name, value in headers.items() if not name.startswith(RESERVED)}
+        return headers
+
+    @property
+    def message(self) -> Message:
+        """The message, apart from this handing-over of it."""
+        fields = (
+            *(self.body, self.id, self.key, self.headers, self.content_type),
+            *(self.published_at, self.id_source),
+        )
+        message: Message = make(Message, fields)
+        return message
+
+    def __repr__(self) -> str:
+        return f"Received(id={self.id!r})"
+
+
 make: Callable[..., Any] = tuple.__new__
 """`make(Message, fields)` builds a message from fields already known to be right."""
 
@@ -153,6 +202,8 @@ def new_id() -> str:
 def _text(name: str, value: object) -> str:
     if type(value) is not str:
         raise ConfigurationError(f"{name} must be a str, not {type(value).__name__}")
+    if value.isascii() and value:  # known without looking at it
+        return value
     if not value:
         raise ConfigurationError(f"{name} must not be empty: leave it out instead")
     try:
@@ -172,6 +223,6 @@ def checked_headers(headers: Headers) -> Headers:
             raise ConfigurationError(
                 f"header {name!r} must be str or bytes, not {type(value).__name__}: convert it first"
             )
-        if name.startswith("brokerkit-"):
+        if name.startswith(RESERVED):
             raise ConfigurationError(f"header {name!r}: names that begin with brokerkit- are reserved")
     return copied

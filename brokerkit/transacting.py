@@ -7,14 +7,12 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import Any, Generic, Literal, Self, TypeVar
 
 from brokerkit import _fork
-from brokerkit.driver import Incoming, Position
+from brokerkit.driver import Incoming
 from brokerkit.errors import Closed, ConfigurationError, ConnectionLost
 from brokerkit.events import backoffs
-from brokerkit.message import Headers, IdSource, Message, make
 
 IDLE = 0.05
 """Seconds without a message after which a transaction that is limited by time or bytes ends early."""
@@ -30,45 +28,6 @@ class Retry:
 
     attempts: int = 5
     dead_letter: bool = True
-
-
-def _of(name: str) -> Any:
-    return property(attrgetter(f"_raw.{name}"))
-
-
-class Received:
-    """A message inside a transaction: settled by the commit, so there is nothing to ack."""
-
-    __slots__ = ("_raw",)
-
-    body: bytes | None = _of("body")
-    id: str = _of("id")
-    id_source: IdSource = _of("id_source")
-    key: str | None = _of("key")
-    content_type: str | None = _of("content_type")
-    published_at: int = _of("published_at")
-    position: Position | None = _of("position")
-    attempt: int | None = _of("attempt")
-    topic: str = _of("topic")
-    native: Any = _of("native")
-
-    def __init__(self, raw: Incoming) -> None:
-        self._raw = raw
-
-    @property
-    def headers(self) -> Headers:
-        """The producer's headers, without brokerkit's own."""
-        return {name: value for name, value in self._raw.headers.items() if not name.startswith("brokerkit-")}
-
-    @property
-    def message(self) -> Message:
-        raw = self._raw
-        fields = (raw.body, raw.id, raw.key, self.headers, raw.content_type, raw.published_at, raw.id_source)
-        message: Message = make(Message, fields)
-        return message
-
-    def __repr__(self) -> str:
-        return f"Received(id={self._raw.id!r})"
 
 
 class Block:

@@ -21,8 +21,8 @@ from brokerkit.errors import (
     SendRefused,
 )
 from brokerkit.events import EventKind, Reporter, backoffs
-from brokerkit.message import Headers, Message, outgoing
-from brokerkit.transacting import IDLE, Block, Loop, Received, Retry, copy_key
+from brokerkit.message import Headers, Message, Received, outgoing
+from brokerkit.transacting import IDLE, Block, Loop, Retry, copy_key
 
 _CHUNK = 500
 """Messages asked for at a time while a transaction that is limited by time or bytes goes on."""
@@ -42,7 +42,7 @@ class Deliveries(Sequence[Received]):
         seen = 0
         while seen < len(got):
             until = len(got)
-            yield from map(Received, got[seen:until])
+            yield from got[seen:until]
             seen = until
             if seen == len(got):
                 got += self._transaction._more()
@@ -55,8 +55,7 @@ class Deliveries(Sequence[Received]):
     @overload
     def __getitem__(self, place: slice) -> Sequence[Received]: ...
     def __getitem__(self, place: int | slice) -> Received | Sequence[Received]:
-        found = self._got[place]
-        return [Received(raw) for raw in found] if isinstance(found, list) else Received(found)
+        return self._got[place]
 
 
 class Transaction(Block):
@@ -92,7 +91,7 @@ class Transaction(Block):
             kept.clear()
             try:
                 while batch:
-                    yield Received(batch.pop())
+                    yield batch.pop()
             finally:  # left early: the rest is still to be had
                 kept[:0] = batch[::-1]
             if not kept:
@@ -109,7 +108,8 @@ class Transaction(Block):
         content_type: str | None = None,
     ) -> Message:
         """Adds a message, visible to others only after the commit. Returns it, for its id."""
-        self._check_open()
+        if self.state != "open":
+            raise self._misused()
         message = outgoing(body, id, key, headers, content_type)
         try:
             self._send(topic, (message,))

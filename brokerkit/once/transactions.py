@@ -18,14 +18,14 @@ from brokerkit.consumer import Consumer, Delivery
 from brokerkit.errors import Closed, ConfigurationError, ConnectionLost, SettleError
 from brokerkit.events import EventKind, Reporter, backoffs
 from brokerkit.guarantees import Claim
-from brokerkit.message import Headers, Message, outgoing
+from brokerkit.message import Headers, Message, Received, outgoing
 from brokerkit.once.checkpoint import Checkpoint
 from brokerkit.once.inbox import unseen
 from brokerkit.once.keys import derived_key
 from brokerkit.once.outbox import checked_name, row
 from brokerkit.once.stores import store_for
 from brokerkit.once.stores.contract import Durability, Row, Store, SwallowedError, stored_id
-from brokerkit.transacting import IDLE, Block, Loop, Received, Retry, copy_key
+from brokerkit.transacting import IDLE, Block, Loop, Retry, copy_key
 
 _BURIAL = 30.0
 """Seconds that a message may take to get to the dead letters before the checkpoint moves over it."""
@@ -42,7 +42,7 @@ class StoreTransaction(Block):
 
     def __init__(self, owner: StoreTransactions, batch: Sequence[Delivery], fresh: Sequence[Delivery]) -> None:
         super().__init__(owner)
-        self.deliveries: Sequence[Received] = tuple(Received(delivery._raw) for delivery in fresh)
+        self.deliveries: Sequence[Received] = tuple(delivery._raw for delivery in fresh)
         """What this consumer has not seen yet, each message once."""
         self._owner: StoreTransactions = owner
         self._batch = batch

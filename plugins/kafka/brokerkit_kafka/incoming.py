@@ -27,12 +27,13 @@ class KafkaIncoming(Incoming):
     one counts. The originals are in `native`.
     """
 
-    __slots__ = ("_attempt", "_lane", "native", "token")
+    __slots__ = ("_attempt", "_lane", "native", "size", "token")
 
     native: Native
 
     def __init__(self, native: Native, lane: Lane, token: int) -> None:
         self.native = native
+        self.size = len(native)
         self.token = token
         self._lane = lane
         self._attempt: int | None = None
@@ -45,10 +46,6 @@ class KafkaIncoming(Incoming):
     @property
     def body(self) -> bytes | None:  # type: ignore[override]
         return self.native.value()
-
-    @property
-    def size(self) -> int:  # type: ignore[override]
-        return len(self.native)
 
     @property
     def id(self) -> str:  # type: ignore[override]
@@ -70,7 +67,7 @@ class KafkaIncoming(Incoming):
         return None if key is None else key.decode("utf-8", "surrogateescape")
 
     @property
-    def headers(self) -> Headers:  # type: ignore[override]
+    def all_headers(self) -> Headers:  # type: ignore[override]
         found: dict[str, str | bytes] = {}
         for name, value in self._raw():
             if name not in _OWN:

@@ -31,6 +31,7 @@ from brokerkit_kafka.settings import RETRY_BACKOFF, log
 
 SLOW = 0.8 * RETRY_BACKOFF
 """Seconds of a call after which it may have asked twice: the client's pause before it does, less its jitter."""
+_BUSY = int(1000 * BUSY)
 _ANSWER = 10.0
 """Seconds that the coordinator is given."""
 _CONNECTING = "in state CONNECT)"
@@ -52,7 +53,7 @@ class TransactionalProducer:
         """Whether a commit of this transaction may have reached the broker."""
         self._doubt = ""
         self._refused: tuple[KafkaError, Cause] | None = None
-        self._polled_at = 0.0
+        self._polled_at = 0
         self._began = time.monotonic()
         self._renew(timeout)
 
@@ -88,9 +89,8 @@ class TransactionalProducer:
                 raise self._not_taken(error.args[0]) from None
             except UnicodeEncodeError:
                 raise SendRefused("an id or header is not valid UTF-8", Cause.INVALID) from None
-        now = time.monotonic()
-        if now - self._polled_at > BUSY:
-            self._polled_at = now
+        if not 0 <= published_at - self._polled_at < _BUSY:  # a clock that was read already; it may jump
+            self._polled_at = published_at
             self._serve(0)
 
     def commit(self, offsets: list[TopicPartition], group: object) -> None:

@@ -25,7 +25,7 @@ from brokerkit.errors import (
     NotSupported,
     PositionLost,
 )
-from brokerkit.message import Message, make
+from brokerkit.message import Message
 from brokerkit_kafka.errors import fetching, made, translated
 from brokerkit_kafka.incoming import KafkaIncoming
 from brokerkit_kafka.lane import SHIFT, Lane
@@ -181,8 +181,8 @@ class KafkaTransactor(Transactor):
                 if lane is not None:
                     base, begin = lane.base, lane.asked or 0
                     offset = begin - 1
-            if lane is not None and native.offset() >= begin:  # type: ignore[operator]
-                offset = native.offset()  # type: ignore[assignment]
+            if lane is not None and (at := native.offset()) >= begin:  # type: ignore[operator]
+                offset = at  # type: ignore[assignment]
                 append(KafkaIncoming(native, lane, base + offset))
         if lane is not None:
             lane.asked = offset + 1
@@ -281,15 +281,13 @@ class KafkaTransactor(Transactor):
             raise ConfigurationError(
                 f"subscription {self._subscription!r} has no dead letters: declare it with attempts= or dead_letter="
             )
-        raw = incoming
         headers = {
-            **{name: value for name, value in raw.headers.items() if name != "brokerkit-attempt"},
+            **{name: value for name, value in incoming.all_headers.items() if name != "brokerkit-attempt"},
             "brokerkit-dead-reason": reason,
-            "brokerkit-dead-topic": raw.topic,
+            "brokerkit-dead-topic": incoming.topic,
             "brokerkit-dead-subscription": self._subscription,
         }
-        fields = (raw.body, raw.id, raw.key, headers, raw.content_type, raw.published_at, raw.id_source)
-        self._producer.send(self._dead_letter, [make(Message, fields)])
+        self._producer.send(self._dead_letter, [incoming.message._replace(headers=headers)])
 
     def _forget(self) -> None:
         self._touched: list[Lane] = []

@@ -114,56 +114,53 @@ class Store:
 
 
 class _Received(Incoming):
-    __slots__ = ("attempt", "message", "place", "token", "topic")
+    __slots__ = ("attempt", "native", "place", "token", "topic")
 
     lane = LANE
+    native: Message
 
     def __init__(self, topic: str, place: int, message: Message, attempt: int) -> None:
         self.token = (topic, place)
         self.topic = topic
         self.place = place
-        self.message = message
+        self.native = message
         self.attempt = attempt
 
     @property
     def body(self) -> bytes | None:  # type: ignore[override]
-        return self.message.body
+        return self.native.body
 
     @property
     def id(self) -> str:  # type: ignore[override]
-        return self.message.id
+        return self.native.id
 
     @property
     def id_source(self) -> IdSource:  # type: ignore[override]
-        return self.message.id_source
+        return self.native.id_source
 
     @property
     def key(self) -> str | None:  # type: ignore[override]
-        return self.message.key
+        return self.native.key
 
     @property
-    def headers(self) -> Headers:  # type: ignore[override]
-        return self.message.headers
+    def all_headers(self) -> Headers:  # type: ignore[override]
+        return self.native.headers
 
     @property
     def content_type(self) -> str | None:  # type: ignore[override]
-        return self.message.content_type
+        return self.native.content_type
 
     @property
     def published_at(self) -> int:  # type: ignore[override]
-        return self.message.published_at
+        return self.native.published_at
 
     @property
     def position(self) -> Position:  # type: ignore[override]
         return Position(self.topic, LANE, self.place)
 
     @property
-    def native(self) -> Message:
-        return self.message
-
-    @property
     def size(self) -> int:  # type: ignore[override]
-        return len(self.message.body or b"")
+        return len(self.native.body or b"")
 
 
 class _Sender(Sender):

@@ -123,7 +123,7 @@ class PubsubIncoming(Incoming):
         return self.native.delivery_attempt or None
 
     @property
-    def headers(self) -> Headers:  # type: ignore[override]
+    def all_headers(self) -> Headers:  # type: ignore[override]
         if self._headers is None:
             self._headers = _headers(self._attributes)
         return self._headers

@@ -190,7 +190,7 @@ class RabbitIncoming(Incoming):
         return seconds if seconds > 100_000_000_000 else seconds * 1000
 
     @property
-    def headers(self) -> Headers:  # type: ignore[override]
+    def all_headers(self) -> Headers:  # type: ignore[override]
         if self._headers is None:
             self._headers = NO_HEADERS if _ours_alone(self._parsed()[1]) else _portable(self._tabled())
         return self._headers

@@ -51,7 +51,7 @@ class Received(Incoming):
         return int(value) if isinstance(value, (int, float)) else 0
 
     @property
-    def headers(self) -> Headers:  # type: ignore[override]
+    def all_headers(self) -> Headers:  # type: ignore[override]
         return decode_headers(self.native[5])
 
     @property

@@ -187,7 +187,7 @@ class SqsIncoming(Incoming):
         return self.decoded.key
 
     @property
-    def headers(self) -> Headers:  # type: ignore[override]
+    def all_headers(self) -> Headers:  # type: ignore[override]
         return self.decoded.headers
 
     @property

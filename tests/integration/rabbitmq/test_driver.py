@@ -356,7 +356,7 @@ def test_a_consumer_that_dies_each_time_gets_a_message_as_often_as_declared(
     opened.append(dead)
     (delivery,) = fetch(dead, 1)
     assert delivery.body == b"0"
-    assert "delivery_limit" in delivery.headers["brokerkit-dead-reason"]
+    assert "delivery_limit" in delivery.all_headers["brokerkit-dead-reason"]
 
 
 def test_without_attempts_a_message_comes_back_for_ever(driver: Any, topic: str, told: Told, opened: list[Any]) -> None:

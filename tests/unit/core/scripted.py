@@ -22,7 +22,7 @@ from brokerkit.guarantees import Claims, Guarantee
 class ScriptedIncoming(Incoming):
     def __init__(self, token, body=b"x", lane=0, attempt=1, headers=None):
         self.token, self.body, self.lane, self.attempt = token, body, lane, attempt
-        self.headers = headers or {}
+        self.all_headers = headers or {}
         self.id, self.id_source, self.key, self.content_type = f"id-{token}", "producer", None, None
         self.published_at, self.position, self.topic, self.native, self.size = 0, None, "topic", None, len(body)
 

@@ -15,7 +15,7 @@ class Raw(Incoming):
     def __init__(self, number):
         self.token = number
         self.id, self.id_source, self.body = f"id-{number}", "producer", b"%d" % number
-        self.key, self.headers, self.content_type, self.published_at = None, {"brokerkit-x": "y", "a": "b"}, None, 0
+        self.key, self.all_headers, self.content_type, self.published_at = None, {"brokerkit-x": "y", "a": "b"}, None, 0
         self.position, self.attempt, self.lane, self.topic, self.native, self.size = None, 1, 0, "in", None, 10
 
 

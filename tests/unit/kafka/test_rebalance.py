@@ -20,6 +20,9 @@ class Message:
     def __init__(self, offset: int) -> None:
         self._offset = offset
 
+    def __len__(self) -> int:
+        return 0
+
     def error(self) -> None:
         return None
 

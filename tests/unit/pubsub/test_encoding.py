@@ -106,7 +106,7 @@ def test_nothing_that_others_wrote_raises(attributes):
 
 def test_pubsubs_own_dead_letter_says_why():
     got = received(PubsubMessage(attributes={"CloudPubSubDeadLetterSourceDeliveryCount": "5"}))
-    assert got.headers["brokerkit-dead-reason"] == "Pub/Sub moved it after 5 deliveries"
+    assert got.all_headers["brokerkit-dead-reason"] == "Pub/Sub moved it after 5 deliveries"
 
 
 def test_the_token_of_a_delivery_is_its_own():

@@ -149,7 +149,7 @@ def test_a_table_that_python_cannot_hold_is_kept_as_bytes() -> None:
     table = b"".join(name) + b"T" + struct.pack(">Q", 1_700_000_000_000)
     header = struct.pack(">HHQH", 60, 0, 0, 1 << 13) + struct.pack(">I", len(table)) + table
     incoming = received(header)
-    assert dict(incoming.headers) == {"brokerkit-unreadable": table}
+    assert dict(incoming.all_headers) == {"brokerkit-unreadable": table}
     assert incoming.native.properties.headers == {"brokerkit-unreadable": table}
     assert (incoming.key, incoming.published_at, incoming.attempt, incoming.id_source) == (None, 0, 1, "none")
 
@@ -176,7 +176,7 @@ def test_attempts_add_up_over_copies_and_returns(
 def test_the_brokers_own_headers_stay_native_and_its_dead_letters_have_a_reason() -> None:
     death = {"reason": "delivery_limit", "queue": "q", "count": 1}
     incoming = from_pika(headers={"x-death": [death], "x-delivery-count": 3, "x-first-death-reason": "d", "mine": "v"})
-    assert dict(incoming.headers) == {
+    assert dict(incoming.all_headers) == {
         "mine": "v",
         "brokerkit-dead-reason": "dead-lettered by RabbitMQ: delivery_limit",
     }

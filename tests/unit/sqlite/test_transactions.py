@@ -70,7 +70,7 @@ def test_a_reject_within_a_transaction_is_part_of_it(rig, transactor_of):
     transactor.settle([second.token], [(first, "poison")])
     transactor.commit()
     [dead] = rig.inbox("orders-dead", name="dead").receive()
-    assert (dead.body, dead.headers["brokerkit-dead-reason"]) == (b"1", "poison")
+    assert (dead.body, dead.all_headers["brokerkit-dead-reason"]) == (b"1", "poison")
     assert depths(rig)[0] == 0
 
 

@@ -222,10 +222,10 @@ def _counted(message: Message) -> int:
 
 class _Received(Incoming):
     __slots__ = (
+        "all_headers",
         "attempt",
         "body",
         "content_type",
-        "headers",
         "id",
         "key",
         "position",
@@ -246,7 +246,7 @@ class _Received(Incoming):
         self.body = message.body
         self.id = message.id
         self.key = message.key
-        self.headers: Headers = message.headers
+        self.all_headers: Headers = message.headers
         self.content_type = message.content_type
         self.published_at = message.published_at
 

@@ -107,8 +107,9 @@ class Proxy:
         self._thread.start()
 
     def watch(self, pid: int) -> None:
-        """Tells which processes to look for at the other end; before they connect."""
+        """Tells of a process to look for at the other end. It may have connected already: it was started before."""
         self._watched.append(pid)
+        self._call(self._recognise)
 
     # ------------------------------------------------------------ rules
 
@@ -215,9 +216,8 @@ class Proxy:
         return await asyncio.start_server(accepted, sock=listening, limit=4 * _CHUNK)
 
     async def _forward(self, node: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        port = writer.get_extra_info("peername")[1]
-        owner = owner_of(port, self.addresses[node][1], list(self._watched))
-        connection = _Connection(self, owner, writer, self._new_codec())
+        ports = (writer.get_extra_info("peername")[1], self.addresses[node][1])
+        connection = _Connection(self, ports, self._owner(*ports), writer, self._new_codec())
         for rule in self.rules:
             if rule.action == "refuse" and connection.belongs_to(rule):
                 rule.bit(connection="refused", node=node)
@@ -231,6 +231,14 @@ class Proxy:
             connection.reset()
         finally:
             self._connections.discard(connection)
+
+    def _recognise(self) -> None:
+        for connection in self._connections:
+            if connection.owner is None:
+                connection.owner = self._owner(*connection.ports)
+
+    def _owner(self, port: int, listening: int) -> int | None:
+        return owner_of(port, listening, list(self._watched))
 
     def _new_codec(self) -> Codec | None:
         try:
@@ -312,9 +320,18 @@ class _Held:
 class _Connection:
     """One client's connection and the one behind it."""
 
-    def __init__(self, proxy: Proxy, owner: int | None, client: asyncio.StreamWriter, codec: Codec | None) -> None:
+    def __init__(
+        self,
+        proxy: Proxy,
+        ports: tuple[int, int],
+        owner: int | None,
+        client: asyncio.StreamWriter,
+        codec: Codec | None,
+    ) -> None:
+        """`ports`: the client's, and ours that it connected to. `owner`: the watched process that has it."""
         self._proxy = proxy
-        self._owner = owner
+        self.ports = ports
+        self.owner = owner
         self._writers = [client]
         self._broker: asyncio.StreamReader | None = None
         self._codec = codec
@@ -322,7 +339,7 @@ class _Connection:
         self.lost_bytes = False
 
     def belongs_to(self, rule: Rule) -> bool:
-        return rule.of is None or rule.of == self._owner
+        return rule.of is None or rule.of == self.owner
 
     def reset(self) -> None:
         """RST both ways, at once."""

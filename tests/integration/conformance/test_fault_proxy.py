@@ -238,6 +238,22 @@ def test_a_rule_bites_only_the_process_it_names(proxy: Proxy) -> None:
         child.wait()
 
 
+def test_a_process_that_connected_before_it_was_watched_is_recognised(
+    broker: socketserver.ThreadingTCPServer,
+) -> None:
+    proxy = Proxy(1, Lines)
+    proxy.serve([broker.server_address])  # type: ignore[list-item]
+    try:
+        with closing(connect(proxy)) as client:
+            assert ask(client, "publish m1") == b"confirm publish m1\n"
+            proxy.watch(os.getpid())
+            assert proxy.cut(of=os.getpid()).wait(1)["connections"] == 1
+            with pytest.raises(ConnectionResetError):
+                client.recv(100)
+    finally:
+        proxy.stop()
+
+
 def test_a_rule_that_nothing_falls_into_says_so(proxy: Proxy) -> None:
     with closing(connect(proxy)) as client:
         rule = proxy.drop_frame("commit", way="client")

@@ -32,6 +32,7 @@ from brokerkit_kafka.settings import RETRY_BACKOFF, log
 SLOW = 0.8 * RETRY_BACKOFF
 """Seconds of a call after which it may have asked twice: the client's pause before it does, less its jitter."""
 _BUSY = int(1000 * BUSY)
+"""Milliseconds of the messages' own time."""
 _ANSWER = 10.0
 """Seconds that the coordinator is given."""
 _CONNECTING = "in state CONNECT)"
@@ -89,9 +90,9 @@ class TransactionalProducer:
                 raise self._not_taken(error.args[0]) from None
             except UnicodeEncodeError:
                 raise SendRefused("an id or header is not valid UTF-8", Cause.INVALID) from None
-        if not 0 <= published_at - self._polled_at < _BUSY:  # a clock that was read already; it may jump
-            self._polled_at = published_at
-            self._serve(0)
+            if not 0 <= published_at - self._polled_at < _BUSY:  # a clock that was read already; it may jump
+                self._polled_at = published_at
+                self._serve(0)
 
     def commit(self, offsets: list[TopicPartition], group: object) -> None:
         """Raises LeaseLost or SendRefused when nothing happened, ConnectionLost when nobody can tell."""

@@ -92,6 +92,11 @@ def test_a_transaction_begins_takes_offsets_and_is_committed(producer: Transacti
     assert len(Fake.made) == 1
 
 
+def test_to_send_nothing_is_no_error(producer: TransactionalProducer) -> None:
+    producer.send("out", [])
+    assert "produce" not in Fake.made[0].calls
+
+
 @pytest.mark.parametrize("call", ["offsets", "commit"])
 def test_a_producer_that_may_have_asked_twice_is_replaced_before_the_next_transaction(
     producer: TransactionalProducer, call: str, monkeypatch: pytest.MonkeyPatch

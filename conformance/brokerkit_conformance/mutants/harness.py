@@ -8,7 +8,7 @@ from __future__ import annotations
 import signal
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,15 +35,11 @@ def kill_is_sigterm() -> Iterator[None]:
 @contextmanager
 def barrier_never_reached() -> Iterator[None]:
     """The actor is not told where to stand still, so it never does."""
-    start = Story.start_consumer
-
-    def without_barrier(self: Story, **options: Any) -> Any:
-        return start(self, **{**options, "stop_at": None})
 
     def impatient(self: Actor, point: str, timeout: float = 30.0, *, wait_at: Any = Actor.wait_at) -> Any:
         return wait_at(self, point, 3.0)
 
-    with _instead(Story, "start_consumer", without_barrier), _instead(Actor, "wait_at", impatient):
+    with _started_with(stop_at=None), _instead(Actor, "wait_at", impatient):
         yield
 
 
@@ -51,15 +47,11 @@ def barrier_never_reached() -> Iterator[None]:
 def strikes_without_waiting() -> Iterator[None]:
     """The supervisor strikes before the actor stands at the line where it was to be struck: which is put out of its
     reach, for a quick one would stand there in time."""
-    start = Story.start_consumer
-
-    def far_off(self: Story, **options: Any) -> Any:
-        return start(self, **{**options, "after": 1_000_000})
 
     def at_once(self: Actor, point: str, timeout: float = 30.0) -> str:
         return "whatever"
 
-    with _instead(Story, "start_consumer", far_off), _instead(Actor, "wait_at", at_once):
+    with _started_with(after=1_000_000), _instead(Actor, "wait_at", at_once):
         yield
 
 
@@ -130,6 +122,16 @@ def _numbered_anew(events: list[Event]) -> list[Event]:
         replace(event, more={**event.more, "lines": lines[event.get("target")]}) if event.op == "process_end" else event
         for event in found
     ]
+
+
+def _started_with(**other: Any) -> AbstractContextManager[None]:
+    """Consumers get these options, whatever the check asks for."""
+    start = Story.start_consumer
+
+    def started(self: Story, **options: Any) -> Any:
+        return start(self, **{**options, **other})
+
+    return _instead(Story, "start_consumer", started)
 
 
 @contextmanager

@@ -124,10 +124,7 @@ class Received:
     @property
     def message(self) -> Message:
         """The message, apart from this handing-over of it."""
-        fields = (
-            *(self.body, self.id, self.key, self.headers, self.content_type),
-            *(self.published_at, self.id_source),
-        )
+        fields = (self.body, self.id, self.key, self.headers, self.content_type, self.published_at, self.id_source)
         message: Message = make(Message, fields)
         return message
 

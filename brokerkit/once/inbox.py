@@ -11,7 +11,7 @@ from brokerkit.once.stores.contract import Store, stored_id
 
 
 class Identified(Protocol):
-    """What the inbox looks at: a Delivery, a Received or a driver's Incoming."""
+    """What the inbox looks at: a Delivery or a Received."""
 
     @property
     def id(self) -> str: ...

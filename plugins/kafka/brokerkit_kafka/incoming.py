@@ -20,7 +20,8 @@ _OWN = frozenset({"brokerkit-id", "brokerkit-content-type", "brokerkit-bytes"})
 
 
 class KafkaIncoming(Incoming):
-    """`token` is the lane's base and the offset, so that it belongs to one assignment only.
+    """`token` is the lane's base and the offset, so that it belongs to one assignment only. Made empty and filled in by
+    who fetched it: a call of `__init__` costs as much as the rest, and each message pays it.
 
     Foreign bytes: a key or header name that is not UTF-8 keeps its bytes as surrogate escapes; a header value is
     text where it is UTF-8 and bytes otherwise; an absent header value is empty bytes; of a repeated name the last
@@ -30,13 +31,10 @@ class KafkaIncoming(Incoming):
     __slots__ = ("_attempt", "_lane", "native", "size", "token")
 
     native: Native
-
-    def __init__(self, native: Native, lane: Lane, token: int) -> None:
-        self.native = native
-        self.size = len(native)
-        self.token = token
-        self._lane = lane
-        self._attempt: int | None = None
+    size: int
+    token: int
+    _lane: Lane
+    _attempt: int | None
 
     @property
     def offset(self) -> int:
@@ -50,9 +48,10 @@ class KafkaIncoming(Incoming):
     @property
     def id(self) -> str:  # type: ignore[override]
         try:
-            header: Any = self.native.headers()[0]  # type: ignore[index]
-            if header[0] == "brokerkit-id" and header[1]:
-                return str(header[1], "utf-8")
+            headers: Any = self.native.headers()
+            name, value = headers[0]
+            if name == "brokerkit-id" and value:
+                return str(value.decode())
         except (TypeError, IndexError, UnicodeDecodeError):
             pass  # a foreign producer's: looked for in full
         return self._own("brokerkit-id") or self._native_id()

@@ -176,7 +176,12 @@ class KafkaReceiver(Receiver):
             offset: int = native.offset()  # type: ignore[assignment]
             if offset <= progress.last:
                 continue
-            incoming = KafkaIncoming(native, lane, lane.base + offset)
+            incoming = KafkaIncoming()
+            incoming.native = native
+            incoming.size = len(native)
+            incoming.token = lane.base + offset
+            incoming._lane = lane
+            incoming._attempt = None
             progress.open[offset] = incoming
             progress.last = offset
             if not ((lane.waiting or lane.retried) and lane.holds(incoming)):

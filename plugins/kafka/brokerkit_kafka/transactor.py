@@ -183,7 +183,13 @@ class KafkaTransactor(Transactor):
                     offset = begin - 1
             if lane is not None and (at := native.offset()) >= begin:  # type: ignore[operator]
                 offset = at  # type: ignore[assignment]
-                append(KafkaIncoming(native, lane, base + offset))
+                incoming = KafkaIncoming()
+                incoming.native = native
+                incoming.size = len(native)
+                incoming.token = base + offset
+                incoming._lane = lane
+                incoming._attempt = None
+                append(incoming)
         if lane is not None:
             lane.asked = offset + 1
         if found and self._group is None and not self._join():

@@ -36,7 +36,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from brokerkit.errors import NotSupported
 from brokerkit.guarantees import Claims, Guarantee
-from brokerkit.message import Message, Received
+from brokerkit.message import Fields, Message, Received
 from brokerkit.message import Position as Position
 
 Token = Any
@@ -325,7 +325,8 @@ class Transactor(ABC):
         Raises LeaseLost when what it has received is already, or will be, somebody else's."""
 
     @abstractmethod
-    def send(self, topic: str, messages: Sequence[Message]) -> None: ...
+    def send(self, topic: str, fields: Fields) -> None:
+        """One message; a `published_at` of 0 is now, as whatever stores it has the clock."""
 
     @abstractmethod
     def settle(self, acks: Sequence[Token], rejects: Sequence[tuple[Incoming, str]] = ()) -> None:

@@ -30,7 +30,7 @@ from brokerkit.errors import (
 )
 from brokerkit.events import EventKind, Reporter, backoffs, call
 from brokerkit.guarantees import Guarantee
-from brokerkit.message import Headers, Message, outgoing
+from brokerkit.message import Headers, Message, checked, make
 
 State = Literal["pending", "confirmed", "refused", "unknown"]
 PENDING: Final = "pending"
@@ -258,7 +258,7 @@ class Producer:
         producer's own thread, which also retries: keep it short, and do not wait in it. Raises ConfigurationError for a
         wrong argument, ProducerFull when there is no room in time, Closed.
         """
-        return self._send_one(outgoing(body, id, key, headers, content_type), delay, on_end)
+        return self._send_one(make(Message, checked(body, id, key, headers, content_type)), delay, on_end)
 
     def send_many(
         self, messages: Iterable[Message | bytes], *, on_end: Callable[[Receipt], object] | None = None
@@ -270,7 +270,7 @@ class Producer:
         receipts: list[Receipt] = []
         batch: list[Receipt] = []
         for message in messages:
-            made = message if isinstance(message, Message) else outgoing(message)
+            made = message if isinstance(message, Message) else make(Message, checked(message))
             batch.append(Receipt(made, 0.0, on_end))
             if len(batch) == _BATCH:
                 self._hand_over(batch)

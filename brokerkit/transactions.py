@@ -21,7 +21,7 @@ from brokerkit.errors import (
     SendRefused,
 )
 from brokerkit.events import EventKind, Reporter, backoffs
-from brokerkit.message import Headers, Message, Received, outgoing
+from brokerkit.message import Headers, Received, checked
 from brokerkit.transacting import IDLE, Block, Loop, Retry, copy_key
 
 _CHUNK = 500
@@ -106,17 +106,17 @@ class Transaction(Block):
         key: str | None = None,
         headers: Headers | None = None,
         content_type: str | None = None,
-    ) -> Message:
-        """Adds a message, visible to others only after the commit. Returns it, for its id."""
+    ) -> str:
+        """Adds a message, visible to others only after the commit. Returns its id."""
         if self.state != "open":
             raise self._misused()
-        message = outgoing(body, id, key, headers, content_type)
+        fields = checked(body, id, key, headers, content_type, 0)
         try:
-            self._send(topic, (message,))
+            self._send(topic, fields)
         except (ConnectionLost, LeaseLost) as error:
             self._lost = error
             raise
-        return message
+        return fields[1]
 
     @property
     def connection(self) -> Any:

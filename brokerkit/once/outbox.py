@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from brokerkit.errors import ConfigurationError
-from brokerkit.message import NO_HEADERS, Headers, Message, outgoing
+from brokerkit.message import NO_HEADERS, Headers, Message
 from brokerkit.once.stores import store_for, store_of
 from brokerkit.once.stores.contract import SHARDS, Lag, Row
 
@@ -48,12 +48,12 @@ class Outbox:
         effect is repeated. Raises ConfigurationError for a wrong argument and when each statement on this connection
         commits by itself, NotFound where there are no tables, and the database's own errors.
         """
-        [message] = self.send_many(connection, topic, [outgoing(body, id, key, headers, content_type)])
+        [message] = self.send_many(connection, topic, [Message(body, id, key, headers, content_type)])
         return message
 
     def send_many(self, connection: Any, topic: str, messages: Iterable[Message | bytes]) -> Sequence[Message]:
         """As `send`, by one statement; bare bytes get a fresh id."""
-        made = [message if isinstance(message, Message) else outgoing(message) for message in messages]
+        made = [message if isinstance(message, Message) else Message(message) for message in messages]
         rows = [row(topic, message) for message in made]
         store, raw = store_of(connection)
         if store is not self._store:

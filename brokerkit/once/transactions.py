@@ -18,7 +18,7 @@ from brokerkit.consumer import Consumer, Delivery
 from brokerkit.errors import Closed, ConfigurationError, ConnectionLost, SettleError
 from brokerkit.events import EventKind, Reporter, backoffs
 from brokerkit.guarantees import Claim
-from brokerkit.message import Headers, Message, Received, outgoing
+from brokerkit.message import Headers, Message, Received
 from brokerkit.once.checkpoint import Checkpoint
 from brokerkit.once.inbox import unseen
 from brokerkit.once.keys import derived_key
@@ -78,8 +78,8 @@ class StoreTransaction(Block):
         content_type: str | None = None,
         cause: Received | None = None,
         step: str | None = None,
-    ) -> Message:
-        """Adds a message to the outbox; it leaves after the commit, by a relay. Returns it, for its id.
+    ) -> str:
+        """Adds a message to the outbox; it leaves after the commit, by a relay. Returns its id.
 
         Without `id`, it derives from the message that is the `cause`, so that a message that is handled again yields
         the same outputs: by default the one whose block of `each` this is, or the only one of the transaction. `step`
@@ -89,9 +89,9 @@ class StoreTransaction(Block):
         self._check_open()
         if id is None:
             id = self._derived(topic, cause or self._current, step)
-        message = outgoing(body, id, key, headers, content_type)
+        message = Message(body, id, key, headers, content_type)
         self._outgoing.append(row(topic, message))
-        return message
+        return message.id
 
     def _derived(self, topic: str, cause: Received | None, step: str | None) -> str | None:
         if cause is None and len(self.deliveries) == 1:

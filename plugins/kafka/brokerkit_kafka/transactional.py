@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,16 +23,14 @@ from confluent_kafka import Message as Native
 
 from brokerkit.driver import Cause
 from brokerkit.errors import ConfigurationError, ConnectionLost, LeaseLost, SendRefused
-from brokerkit.message import Message
+from brokerkit.message import Fields
 from brokerkit_kafka.errors import ACCESS, NOT_STORED, made, translated
 from brokerkit_kafka.outage import Forgotten
-from brokerkit_kafka.sender import BUSY, pack
+from brokerkit_kafka.sender import pack
 from brokerkit_kafka.settings import RETRY_BACKOFF, log
 
 SLOW = 0.8 * RETRY_BACKOFF
 """Seconds of a call after which it may have asked twice: the client's pause before it does, less its jitter."""
-_BUSY = int(1000 * BUSY)
-"""Milliseconds of the messages' own time."""
 _ANSWER = 10.0
 """Seconds that the coordinator is given."""
 _CONNECTING = "in state CONNECT)"
@@ -41,7 +39,7 @@ _MISSING = Cause.TOPIC_MISSING
 
 
 class TransactionalProducer:
-    """Used by one thread; librdkafka's callbacks run inside its calls."""
+    """Used by one thread; librdkafka's callbacks run inside its calls, `serve` among them: sending does not."""
 
     def __init__(self, config: dict[str, Any], exists: Callable[[str], object], timeout: float) -> None:
         """Waits until the predecessor's transaction is over. `exists` raises NotFound for a topic that is not there."""
@@ -54,12 +52,11 @@ class TransactionalProducer:
         """Whether a commit of this transaction may have reached the broker."""
         self._doubt = ""
         self._refused: tuple[KafkaError, Cause] | None = None
-        self._polled_at = 0
         self._began = time.monotonic()
         self._renew(timeout)
 
     def begin(self, timeout: float) -> None:
-        self._serve(0)
+        self.serve(0)
         if self._doubt:
             self._renew(timeout)
         self.asked = False
@@ -69,35 +66,31 @@ class TransactionalProducer:
             self._doubt = failed.text
             raise ConnectionLost(f"beginning a transaction: {failed.text}")
 
-    def send(self, topic: str, messages: Sequence[Message]) -> None:
+    def send(self, topic: str, fields: Fields) -> None:
         if topic not in self._topics:
             self._exists(topic)
             self._topics.add(topic)
-        for message in messages:
-            body, id, key, headers, content_type, published_at, _ = message
-            packed: Any = [("brokerkit-id", id)]
-            if content_type is not None:
-                packed.append(("brokerkit-content-type", content_type))
-            if headers:
-                pack(headers, packed)
-            try:
-                raw_key = None if key is None else key.encode("utf-8", "surrogateescape")
-                # By place (partition, no callback of its own, timestamp, headers): by name it takes twice as long.
-                self._produce(topic, body, raw_key, -1, None, None, published_at, packed)
-            except BufferError:
-                self._wait_for_room(topic, body, raw_key, published_at, packed)
-            except KafkaException as error:
-                raise self._not_taken(error.args[0]) from None
-            except UnicodeEncodeError:
-                raise SendRefused("an id or header is not valid UTF-8", Cause.INVALID) from None
-            if not 0 <= published_at - self._polled_at < _BUSY:  # a clock that was read already; it may jump
-                self._polled_at = published_at
-                self._serve(0)
+        body, id, key, headers, content_type, published_at, _ = fields
+        packed: Any = [("brokerkit-id", id)]
+        if content_type is not None:
+            packed.append(("brokerkit-content-type", content_type))
+        if headers:
+            pack(headers, packed)
+        try:
+            raw_key = None if key is None else key.encode("utf-8", "surrogateescape")
+            # By place (partition, no callback of its own, timestamp, headers): by name it takes twice as long.
+            self._produce(topic, body, raw_key, -1, None, None, published_at, packed)
+        except BufferError:
+            self._wait_for_room(topic, body, raw_key, published_at, packed)
+        except KafkaException as error:
+            raise self._not_taken(error.args[0]) from None
+        except UnicodeEncodeError:
+            raise SendRefused("an id or header is not valid UTF-8", Cause.INVALID) from None
 
     def commit(self, offsets: list[TopicPartition], group: object) -> None:
         """Raises LeaseLost or SendRefused when nothing happened, ConnectionLost when nobody can tell."""
         producer = self._producer
-        self._serve(0)
+        self.serve(0)
         if self._doubt:
             raise LeaseLost(f"a connection failed during the transaction: {self._doubt}")
         take = partial(producer.send_offsets_to_transaction, offsets, group, _ANSWER)
@@ -120,7 +113,7 @@ class TransactionalProducer:
     def abort(self, timeout: float) -> None:
         """Afterwards nothing is open. Raises ConnectionLost when that cannot be had within `timeout` seconds."""
         self._topics.clear()  # what made it fail may be a topic that is gone
-        self._serve(0)
+        self.serve(0)
         deadline = time.monotonic() + timeout
         if not self._doubt and (failed := self._within(partial(self._producer.abort_transaction, _ANSWER))):
             self._doubt = failed.text
@@ -147,7 +140,7 @@ class TransactionalProducer:
     def _wait_for_room(self, *fields: Any) -> None:
         topic, body, key, published_at, headers = fields
         while True:
-            self._serve(0.05)
+            self.serve(0.05)
             try:
                 self._produce(topic, body, key, -1, None, None, published_at, headers)
             except BufferError:
@@ -167,7 +160,7 @@ class TransactionalProducer:
         return LeaseLost(f"the transaction is over: {error.str()}")
 
     def _tell_refused(self) -> None:
-        self._serve(0)
+        self.serve(0)
         if self._refused is not None:
             error, cause = self._refused
             raise SendRefused(f"a message of the transaction was refused: {error.str()}", cause)
@@ -178,7 +171,7 @@ class TransactionalProducer:
         if error is not None and cause is not None and cause is not _MISSING:
             self._refused = (error, cause)
 
-    def _serve(self, timeout: float) -> None:
+    def serve(self, timeout: float) -> None:
         """Runs callbacks; an error that ends the producer is raised here instead of reaching its callback."""
         try:
             self._producer.poll(timeout)
@@ -222,7 +215,7 @@ class TransactionalProducer:
                 failure: KafkaError = failed.args[0]
                 if failure.retriable() and time.monotonic() < deadline:
                     continue
-                self._serve(0)
+                self.serve(0)
                 trouble = translated(failure, f"beginning transactions as {self.id!r}")
                 known = failure.code() in ACCESS or isinstance(trouble, ConfigurationError)
                 raise trouble if known else ConnectionLost(str(trouble)) from None

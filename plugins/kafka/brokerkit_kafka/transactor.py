@@ -25,7 +25,7 @@ from brokerkit.errors import (
     NotSupported,
     PositionLost,
 )
-from brokerkit.message import Message
+from brokerkit.message import Fields
 from brokerkit_kafka.errors import fetching, made, translated
 from brokerkit_kafka.incoming import KafkaIncoming
 from brokerkit_kafka.lane import SHIFT, Lane
@@ -91,6 +91,7 @@ class KafkaTransactor(Transactor):
         deadline = time.monotonic() + timeout
         while True:
             self._check()
+            self._producer.serve(0)
             last = self._number
             try:
                 batch = self._fetch(max_messages, max(0.0, min(deadline - time.monotonic(), SLICE)))
@@ -104,8 +105,8 @@ class KafkaTransactor(Transactor):
             if found or time.monotonic() >= deadline:
                 return found
 
-    def send(self, topic: str, messages: Sequence[Message]) -> None:
-        self._producer.send(topic, messages)
+    def send(self, topic: str, fields: Fields) -> None:
+        self._producer.send(topic, fields)
 
     def settle(self, acks: Sequence[Token], rejects: Sequence[tuple[Incoming, str]] = ()) -> None:
         """Rejects are copies sent to the dead letters within the transaction."""
@@ -293,7 +294,7 @@ class KafkaTransactor(Transactor):
             "brokerkit-dead-topic": incoming.topic,
             "brokerkit-dead-subscription": self._subscription,
         }
-        self._producer.send(self._dead_letter, [incoming.message._replace(headers=headers)])
+        self._producer.send(self._dead_letter, incoming.message._replace(headers=headers))
 
     def _forget(self) -> None:
         self._touched: list[Lane] = []

@@ -40,7 +40,7 @@ from brokerkit.driver import (
 )
 from brokerkit.errors import Closed, ConfigurationError, ConnectionLost, NotFound
 from brokerkit.guarantees import Claim, Claims, FailurePoint, Guarantee, Likelihood, Properties
-from brokerkit.message import Headers, IdSource, Message
+from brokerkit.message import Fields, Headers, IdSource, Message, stamped
 
 LANE = 0
 
@@ -332,9 +332,9 @@ class _Transactor(Transactor):
         self._received += [raw.token for raw in incoming]
         return incoming
 
-    def send(self, topic: str, messages: Sequence[Message]) -> None:
+    def send(self, topic: str, fields: Fields) -> None:
         self._holder.store.topic(topic)
-        self._sends += [(topic, message) for message in messages]
+        self._sends.append((topic, stamped(fields)))
 
     def settle(self, acks: Sequence[Token], rejects: Sequence[tuple[Incoming, str]] = ()) -> None:
         for topic in {incoming.topic for incoming, _ in rejects}:

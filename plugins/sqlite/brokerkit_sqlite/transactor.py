@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from brokerkit.driver import Cause, Incoming, Nack, Reject, Token, Transactor
 from brokerkit.errors import LeaseLost, SendRefused
-from brokerkit.message import Message, now_ms
+from brokerkit.message import Fields, Message, now_ms, stamped
 from brokerkit_sqlite.engine.handing_out import Limits
 from brokerkit_sqlite.engine.settling import settle
 from brokerkit_sqlite.engine.storing import TooLarge, Unfit, append, check_bodies, find_routable
@@ -39,15 +39,16 @@ class SqliteTransactor(Transactor):
         self._received += [received.token for received in taken]
         return taken
 
-    def send(self, topic: str, messages: Sequence[Message]) -> None:
+    def send(self, topic: str, fields: Fields) -> None:
+        message = stamped(fields)
         try:
-            check_bodies(messages, self._max_body)
+            check_bodies([message], self._max_body)
         except Unfit as error:
             cause = Cause.TOO_LARGE if isinstance(error, TooLarge) else Cause.INVALID
             raise SendRefused(str(error), cause) from None
         with self._session.reading() as db:
             find_routable(db, topic)
-        self._sends.append((topic, [*messages]))
+        self._sends.append((topic, message))
 
     def settle(self, acks: Sequence[Token], rejects: Sequence[tuple[Incoming, str]] = ()) -> None:
         self._session.check()
@@ -65,8 +66,8 @@ class SqliteTransactor(Transactor):
             if settle(db, self._leases.groups, self._acks, (), self._rejects, now):
                 raise LeaseLost("a lease of this transaction was over, and its message went on: nothing was committed")
             settle(db, self._leases.groups, (), _unstarted(set(self._received) - settled), (), now)
-            for topic, messages in self._sends:
-                append(db, find_routable(db, topic), messages, now)
+            for topic, message in self._sends:
+                append(db, find_routable(db, topic), [message], now)
         self._forget()
 
     def abort(self) -> None:
@@ -80,7 +81,7 @@ class SqliteTransactor(Transactor):
 
     def _forget(self) -> None:
         self._received: list[Token] = []
-        self._sends: list[tuple[str, Sequence[Message]]] = []
+        self._sends: list[tuple[str, Message]] = []
         self._acks: list[Token] = []
         self._rejects: list[Reject] = []
 

@@ -91,7 +91,7 @@ def copy(file: str, batch: str) -> None:
         transactor.begin()
         received = transactor.receive(int(batch), 0.2)
         for one in received:
-            transactor.send("bills", [Message(one.body, id=one.id)])
+            transactor.send("bills", Message(one.body, id=one.id))
         transactor.settle([one.token for one in received])
         say("commit")
         try:

@@ -72,7 +72,7 @@ def story(file: Path, tell: Callable[[str], None]) -> None:
     transactor = driver.transactor(["orders"], Subscription("other"), instance="one")
     transactor.begin()
     [first] = transactor.receive(1, 1.0)
-    transactor.send("bills", [Message(b"x", id=first.id)])
+    transactor.send("bills", Message(b"x", id=first.id))
     transactor.settle([first.token])
     transactor.commit()
     tell("copied 0")

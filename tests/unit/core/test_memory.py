@@ -130,6 +130,20 @@ def test_a_transaction_commits_all_or_nothing(broker):
     assert broker.depth("payments", "ledger") == 0
 
 
+def test_what_a_transaction_sends_has_the_id_it_returned_and_the_time_it_was_sent_at(broker):
+    broker.declare("receipts", ["audit"])
+    send(broker, b"1")
+    before = time.time() * 1000
+    with broker.transactions("payments", subscription="ledger", timeout=0.2) as transactions:
+        with transactions.receive() as tx:
+            sent = [tx.send("receipts", b"fresh"), tx.send("receipts", b"given", id="mine")]
+    with broker.consumer("receipts", subscription="audit") as consumer:
+        got = consumer.receive(2, timeout=1)
+    assert [delivery.id for delivery in got] == sent
+    assert sent[1] == "mine"
+    assert all(before - 1 <= delivery.published_at <= time.time() * 1000 for delivery in got)
+
+
 def test_a_poison_message_leaves_its_neighbours_alone(broker):
     send(broker, b"1", b"poison", b"3")
     seen = []

@@ -8,6 +8,7 @@ import brokerkit
 from brokerkit.driver import Incoming, Subscription, Transactor
 from brokerkit.errors import Closed, ConfigurationError, ConnectionLost, LeaseLost, NotFound, SendRefused
 from brokerkit.events import Reporter
+from brokerkit.message import stamped
 from brokerkit.transactions import Retry, Transactions
 
 
@@ -50,9 +51,9 @@ class Script(Transactor):
         self.place += len(found)
         return found
 
-    def send(self, topic, messages):
+    def send(self, topic, fields):
         self.raise_for("send")
-        self.sent += messages
+        self.sent.append(stamped(fields))
 
     def settle(self, acks, rejects=()):
         self.raise_for("settle")

@@ -85,16 +85,11 @@ def producer(monkeypatch: pytest.MonkeyPatch) -> TransactionalProducer:
 
 
 def test_a_transaction_begins_takes_offsets_and_is_committed(producer: TransactionalProducer) -> None:
-    producer.send("out", [Message(b"x")])
+    producer.send("out", Message(b"x"))
     producer.commit(OFFSETS, b"group")
     assert [call for call in Fake.made[0].calls if call != "poll"] == ["init", "begin", "produce", "offsets", "commit"]
     producer.begin(5.0)
     assert len(Fake.made) == 1
-
-
-def test_to_send_nothing_is_no_error(producer: TransactionalProducer) -> None:
-    producer.send("out", [])
-    assert "produce" not in Fake.made[0].calls
 
 
 @pytest.mark.parametrize("call", ["offsets", "commit"])
@@ -223,12 +218,12 @@ def test_a_message_that_can_never_be_stored_is_told_as_such(producer: Transactio
     assert refused.value.cause == "too_large"
     Fake.fail = {"produce": [error(KafkaError.MSG_SIZE_TOO_LARGE)]}
     with pytest.raises(SendRefused):
-        producer.send("out", [Message(b"x")])
+        producer.send("out", Message(b"x"))
 
 
 def test_a_full_queue_is_waited_for(producer: TransactionalProducer) -> None:
     Fake.fail = {"produce": [BufferError(), BufferError()]}
-    producer.send("out", [Message(b"x")])
+    producer.send("out", Message(b"x"))
     assert Fake.made[0].calls.count("produce") == 3
 
 
@@ -239,17 +234,17 @@ def test_a_topic_is_looked_up_once_and_again_after_an_abort(monkeypatch: pytest.
     made = TransactionalProducer(CONFIG, asked.append, 5.0)
     made.begin(5.0)
     for _ in range(3):
-        made.send("out", [Message(b"x")])
+        made.send("out", Message(b"x"))
     made.abort(5.0)
     made.begin(5.0)
-    made.send("out", [Message(b"x")])
+    made.send("out", Message(b"x"))
     assert asked == ["out", "out"]
 
     def missing(topic: str) -> None:
         raise NotFound(topic)
 
     with pytest.raises(NotFound):
-        TransactionalProducer(CONFIG, missing, 5.0).send("out", [Message(b"x")])
+        TransactionalProducer(CONFIG, missing, 5.0).send("out", Message(b"x"))
 
 
 def test_the_generation_is_read_from_the_clients_own_form() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -65,9 +65,15 @@ class Rabbit:
             connection.channel().queue_declare(self.queue, durable=True, arguments=arguments)
 
     def written_down(self, data: Path) -> bool:
-        """Whether the node has the queue among its names on disk, which it writes half a second after the last
-        change; killed before, it comes back without the queue's log."""
-        return any(self.queue.encode() in names.read_bytes() for names in data.rglob("names.dets"))
+        """Whether a node that is killed now will know the queue again. Its name gets into the list of logs after half
+        a second to a second; without that the queue comes back without its log. Versions that keep metadata in Mnesia
+        write them at once, as a rule: node.log of one that did not said "Recovering 0 queues"."""
+
+        def in_any(files: Iterable[Path]) -> bool:
+            return any(self.queue.encode() in file.read_bytes() for file in files)
+
+        mnesia = [*data.rglob("LATEST.LOG"), *data.rglob("rabbit_durable_queue.DC?")]
+        return in_any(data.rglob("names.dets")) and (not mnesia or in_any(mnesia))
 
     def send(self, count: int) -> int:
         with self.connect() as connection:

@@ -31,6 +31,8 @@ from brokerkit_kafka.settings import RETRY_BACKOFF, log
 
 SLOW = 0.8 * RETRY_BACKOFF
 """Seconds of a call after which it may have asked twice: the client's pause before it does, less its jitter."""
+_SERVE_EACH = 100
+"""Messages sent after which callbacks run: what is stored is held in memory until then."""
 _ANSWER = 10.0
 """Seconds that the coordinator is given."""
 _CONNECTING = "in state CONNECT)"
@@ -39,7 +41,7 @@ _MISSING = Cause.TOPIC_MISSING
 
 
 class TransactionalProducer:
-    """Used by one thread; librdkafka's callbacks run inside its calls, `serve` among them: sending does not."""
+    """Used by one thread; librdkafka's callbacks run inside its calls."""
 
     def __init__(self, config: dict[str, Any], exists: Callable[[str], object], timeout: float) -> None:
         """Waits until the predecessor's transaction is over. `exists` raises NotFound for a topic that is not there."""
@@ -52,11 +54,12 @@ class TransactionalProducer:
         """Whether a commit of this transaction may have reached the broker."""
         self._doubt = ""
         self._refused: tuple[KafkaError, Cause] | None = None
+        self._unserved = 0
         self._began = time.monotonic()
         self._renew(timeout)
 
     def begin(self, timeout: float) -> None:
-        self.serve(0)
+        self._serve(0)
         if self._doubt:
             self._renew(timeout)
         self.asked = False
@@ -86,11 +89,15 @@ class TransactionalProducer:
             raise self._not_taken(error.args[0]) from None
         except UnicodeEncodeError:
             raise SendRefused("an id or header is not valid UTF-8", Cause.INVALID) from None
+        self._unserved += 1
+        if self._unserved == _SERVE_EACH:
+            self._unserved = 0
+            self._serve(0)
 
     def commit(self, offsets: list[TopicPartition], group: object) -> None:
         """Raises LeaseLost or SendRefused when nothing happened, ConnectionLost when nobody can tell."""
         producer = self._producer
-        self.serve(0)
+        self._serve(0)
         if self._doubt:
             raise LeaseLost(f"a connection failed during the transaction: {self._doubt}")
         take = partial(producer.send_offsets_to_transaction, offsets, group, _ANSWER)
@@ -113,7 +120,7 @@ class TransactionalProducer:
     def abort(self, timeout: float) -> None:
         """Afterwards nothing is open. Raises ConnectionLost when that cannot be had within `timeout` seconds."""
         self._topics.clear()  # what made it fail may be a topic that is gone
-        self.serve(0)
+        self._serve(0)
         deadline = time.monotonic() + timeout
         if not self._doubt and (failed := self._within(partial(self._producer.abort_transaction, _ANSWER))):
             self._doubt = failed.text
@@ -140,7 +147,7 @@ class TransactionalProducer:
     def _wait_for_room(self, *fields: Any) -> None:
         topic, body, key, published_at, headers = fields
         while True:
-            self.serve(0.05)
+            self._serve(0.05)
             try:
                 self._produce(topic, body, key, -1, None, None, published_at, headers)
             except BufferError:
@@ -160,7 +167,7 @@ class TransactionalProducer:
         return LeaseLost(f"the transaction is over: {error.str()}")
 
     def _tell_refused(self) -> None:
-        self.serve(0)
+        self._serve(0)
         if self._refused is not None:
             error, cause = self._refused
             raise SendRefused(f"a message of the transaction was refused: {error.str()}", cause)
@@ -171,7 +178,7 @@ class TransactionalProducer:
         if error is not None and cause is not None and cause is not _MISSING:
             self._refused = (error, cause)
 
-    def serve(self, timeout: float) -> None:
+    def _serve(self, timeout: float) -> None:
         """Runs callbacks; an error that ends the producer is raised here instead of reaching its callback."""
         try:
             self._producer.poll(timeout)
@@ -215,7 +222,7 @@ class TransactionalProducer:
                 failure: KafkaError = failed.args[0]
                 if failure.retriable() and time.monotonic() < deadline:
                     continue
-                self.serve(0)
+                self._serve(0)
                 trouble = translated(failure, f"beginning transactions as {self.id!r}")
                 known = failure.code() in ACCESS or isinstance(trouble, ConfigurationError)
                 raise trouble if known else ConnectionLost(str(trouble)) from None

@@ -91,7 +91,6 @@ class KafkaTransactor(Transactor):
         deadline = time.monotonic() + timeout
         while True:
             self._check()
-            self._producer.serve(0)
             last = self._number
             try:
                 batch = self._fetch(max_messages, max(0.0, min(deadline - time.monotonic(), SLICE)))

@@ -70,8 +70,6 @@ class Producer:
     longest = 60.0
     send = None
 
-    def serve(self, timeout: float) -> None: ...
-
 
 def transactor(monkeypatch: pytest.MonkeyPatch, starts: Callable[..., Any], *, at: int, pending: bool) -> Any:
     monkeypatch.setattr(module, "made", lambda kind, config: Client(config))

@@ -227,6 +227,13 @@ def test_a_full_queue_is_waited_for(producer: TransactionalProducer) -> None:
     assert Fake.made[0].calls.count("produce") == 3
 
 
+def test_what_is_stored_is_let_go_while_the_transaction_goes_on(producer: TransactionalProducer) -> None:
+    polls = Fake.made[0].calls.count("poll")
+    for _ in range(1000):
+        producer.send("out", Message(b"x"))
+    assert Fake.made[0].calls.count("poll") - polls == 1000 // transactional._SERVE_EACH
+
+
 def test_a_topic_is_looked_up_once_and_again_after_an_abort(monkeypatch: pytest.MonkeyPatch) -> None:
     Fake.made, Fake.fail = [], {}
     monkeypatch.setattr(transactional, "Producer", Fake)

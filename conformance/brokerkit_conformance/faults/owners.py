@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
+import psutil
+
 _TABLES = ("/proc/net/tcp", "/proc/net/tcp6")
 
 
 def owner_of(port: int, listening: int, among: Iterable[int]) -> int | None:
-    """The process of `among` that holds the socket from `port` to our `listening` port."""
+    """The process of `among` that holds the socket from `port` to our `listening` port. One of them may have ended long
+    ago and a thread have its number now: such a thread shows its process's sockets as its own, and is none."""
     inode = _inode(port, listening)
     if inode is None:
         return None
     wanted = f"socket:[{inode}]"
-    return next((pid for pid in among if _holds(pid, wanted)), None)
+    return next((pid for pid in among if _holds(pid, wanted) and psutil.pid_exists(pid)), None)
 
 
 def _inode(port: int, listening: int) -> str | None:

@@ -254,6 +254,27 @@ def test_a_process_that_connected_before_it_was_watched_is_recognised(
         proxy.stop()
 
 
+def test_a_thread_with_the_number_of_a_process_that_has_ended_is_not_taken_for_it(
+    broker: socketserver.ThreadingTCPServer,
+) -> None:
+    proxy = Proxy(1, Lines)
+    proxy.serve([broker.server_address])  # type: ignore[list-item]
+    over = threading.Event()
+    thread = threading.Thread(target=over.wait)
+    thread.start()
+    try:
+        assert thread.native_id is not None
+        proxy.watch(thread.native_id)
+        proxy.watch(os.getpid())
+        with closing(connect(proxy)) as client:
+            assert ask(client, "publish m1") == b"confirm publish m1\n"
+            assert proxy.cut(of=os.getpid()).wait(1)["connections"] == 1
+    finally:
+        over.set()
+        thread.join()
+        proxy.stop()
+
+
 def test_a_rule_that_nothing_falls_into_says_so(proxy: Proxy) -> None:
     with closing(connect(proxy)) as client:
         rule = proxy.drop_frame("commit", way="client")

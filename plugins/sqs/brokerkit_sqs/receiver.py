@@ -184,18 +184,19 @@ class SqsReceiver(Receiver):
     def _poll(self, jobs: Sequence[tuple[_Polled, int]]) -> None:
         ((polled, most),) = jobs
         found: Sequence[Any] = ()
+        wait = 0 if self._closed else self._settings.wait_seconds
         began = clock()
         try:
             answer = self._clients.polls.receive_message(
                 QueueUrl=polled.queue.url,
                 MaxNumberOfMessages=most,
-                WaitTimeSeconds=0 if self._closed else self._settings.wait_seconds,
+                WaitTimeSeconds=wait,
                 VisibilityTimeout=self._settings.lease_seconds,
                 MessageAttributeNames=["All"],
                 MessageSystemAttributeNames=["ApproximateReceiveCount", "SentTimestamp"],
             )
             found = answer.get("Messages") or ()
-            received = self._leased_at(answer, began)
+            received = self._leased_at(answer, began) if wait else began
             self._well(polled)
         except FAILURES as error:
             received = began
@@ -238,9 +239,9 @@ class SqsReceiver(Receiver):
         return incoming
 
     def _leased_at(self, answer: Any, began: float) -> float:
-        """When the leases of an answer began, at the latest: a little before it came. What it has lain about while
-        this process stood still is told by the server's own time stamps, which are whole seconds, against the
-        quickest answer seen."""
+        """When the leases of a long poll's answer began: a little before it came. What it has lain about while this
+        process stood still is told by the server's own time stamps, which are whole seconds, against the quickest
+        answer seen. (A poll that does not wait need not guess: they began after it was asked.)"""
         now = clock()
         try:
             date = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])

@@ -534,7 +534,7 @@ def _false_settles_of(view: _View, life: _Life, name: str, receives: Sequence[Ev
         if not mine:
             continue
         for again in receives:
-            if again.t <= mine[-1].t or not _same_copy(life, mine[-1], again):
+            if again.t <= mine[-1].t or not _same_copy(life, mine[-1], again) or _older(again, mine[-1]):
                 continue
             if again.t < end.t and again.actor != asked.actor:
                 detail = f"{asked.actor}'s ack was reported settled after {again.actor} had already received it"
@@ -569,6 +569,12 @@ def _same_copy(life: _Life, one: Event, other: Event) -> bool:
         return bool(one.get("position") == other.get("position"))
     sent_twice = any((end.get("attempts") or 1) > 1 for end in life.ends) or len(life.sends) > 1
     return not sent_twice and len(life.stored) < 2 and other.get("attempt") != 1
+
+
+def _older(one: Event, other: Event) -> bool:
+    """Whether `one` was handed out before `other` and is merely told later: its process stood still with it."""
+    mine, others = one.get("attempt"), other.get("attempt")
+    return mine is not None and others is not None and mine < others
 
 
 def _excused(view: _View, since: int, until: int) -> bool:

@@ -251,6 +251,12 @@ def test_an_ack_settled_after_another_took_over_is_a_late_lie() -> None:
     assert "late_ack_settled" in kinds(script)
 
 
+def test_an_older_handing_over_that_a_thawed_consumer_tells_later_has_taken_nothing_over() -> None:
+    script = Script().send("a").receive("a", "consumer-2#1", attempt=2, position="t/0@1").effect("a", "consumer-2#1")
+    script.receive("a", attempt=1, position="t/0@1").effect("a").ack("a", "settled", "consumer-2#1").ack("a", "lost")
+    assert kinds(script.drained()) == ["duplicated", "redelivered"]
+
+
 def test_an_ack_reported_lost_after_another_took_over_is_the_truth() -> None:
     script = Script().send("a").receive("a").effect("a").fault("freeze", state="T")
     script.handle("a", "consumer-2#1", attempt=2).ack("a", "lost").drained()

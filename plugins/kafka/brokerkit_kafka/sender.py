@@ -26,7 +26,7 @@ from brokerkit.driver import (
 )
 from brokerkit.errors import ConfigurationError, ConnectionLost
 from brokerkit.guarantees import Guarantee
-from brokerkit.message import Message
+from brokerkit.message import Headers, Message
 from brokerkit_kafka.errors import NOT_STORED
 from brokerkit_kafka.outage import Forgotten, Outage
 
@@ -84,10 +84,8 @@ class KafkaSender(Sender):
             body, id, key, headers, content_type, published_at, _ = message
             number = self._next
             packed: Any = [("brokerkit-id", id)]
-            if content_type is not None:
-                packed.append(("brokerkit-content-type", content_type))
-            if headers:
-                pack(headers, packed)
+            if headers or content_type is not None:
+                pack(content_type, headers, packed)
             try:
                 raw_key = None if key is None else key.encode("utf-8", "surrogateescape")
                 # By place (partition, callback, its other name, timestamp, headers): by name it takes twice as long.
@@ -222,12 +220,14 @@ def _confirmed(stored: Sequence[tuple[int, tuple[str, Any, Any]]]) -> Iterator[C
             start = end
 
 
-def pack(headers: Any, packed: list[tuple[str, str | bytes]]) -> None:
+def pack(content_type: str | None, headers: Headers, packed: list[tuple[str, str | bytes]]) -> None:
     """Headers as they are; which of them were bytes is told beside them where their values would not tell."""
+    if content_type is not None:
+        packed.append(("brokerkit-content-type", content_type))
     marked = []
     for name, value in headers.items():
         packed.append((name, value))
-        if type(value) is not str and _is_text(value):
+        if isinstance(value, bytes) and _is_text(value):
             marked.append(name)
     if marked:
         packed.append(("brokerkit-bytes", json.dumps(marked)))

@@ -75,10 +75,8 @@ class TransactionalProducer:
             self._topics.add(topic)
         body, id, key, headers, content_type, published_at, _ = fields
         packed: Any = [("brokerkit-id", id)]
-        if content_type is not None:
-            packed.append(("brokerkit-content-type", content_type))
-        if headers:
-            pack(headers, packed)
+        if headers or content_type is not None:
+            pack(content_type, headers, packed)
         try:
             raw_key = None if key is None else key.encode("utf-8", "surrogateescape")
             # By place (partition, no callback of its own, timestamp, headers): by name it takes twice as long.

@@ -326,7 +326,7 @@ class Transactor(ABC):
 
     @abstractmethod
     def send(self, topic: str, fields: Fields) -> None:
-        """One message; a `published_at` of 0 is now, as whatever stores it has the clock."""
+        """One message. A `published_at` of 0 means now, by the clock of the client that sends it."""
 
     @abstractmethod
     def settle(self, acks: Sequence[Token], rejects: Sequence[tuple[Incoming, str]] = ()) -> None:

@@ -572,9 +572,9 @@ def _same_copy(life: _Life, one: Event, other: Event) -> bool:
 
 
 def _older(one: Event, other: Event) -> bool:
-    """Whether `one` was handed out before `other` and is merely told later: its process stood still with it."""
+    """Whether `one` was handed out before `other` and is merely told later: another process stood still with it."""
     mine, others = one.get("attempt"), other.get("attempt")
-    return mine is not None and others is not None and mine < others
+    return one.actor != other.actor and mine is not None and others is not None and mine < others
 
 
 def _excused(view: _View, since: int, until: int) -> bool:

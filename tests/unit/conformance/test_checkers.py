@@ -257,6 +257,11 @@ def test_an_older_handing_over_that_a_thawed_consumer_tells_later_has_taken_noth
     assert kinds(script.drained()) == ["duplicated", "redelivered"]
 
 
+def test_attempts_that_begin_anew_hide_no_false_success_from_who_settled() -> None:
+    script = Script().send("a").handle("a", attempt=2, position="t/0@1").receive("a", attempt=1, position="t/0@1")
+    assert "false_success" in kinds(script.drained())
+
+
 def test_an_ack_reported_lost_after_another_took_over_is_the_truth() -> None:
     script = Script().send("a").receive("a").effect("a").fault("freeze", state="T")
     script.handle("a", "consumer-2#1", attempt=2).ack("a", "lost").drained()

@@ -58,6 +58,8 @@ class Rule:
     seconds: float = 0.0
     change: Change | None = None
     held: _Held | None = None
+    trouble: Sequence[str] = ()
+    """What the proxy could not read, of all its connections."""
     evidence: list[dict[str, Any]] = field(default_factory=list)
     fired: threading.Event = field(default_factory=threading.Event)
 
@@ -69,7 +71,8 @@ class Rule:
         """The evidence, as soon as there is some: what it bit and how often. Raises DidNotFire."""
         if not self.fired.wait(timeout):
             what = " or ".join(sorted(self.kinds)) or "connection"
-            raise DidNotFire(f"no {what} came by the proxy to {self.action} within {timeout:.0f} s")
+            blind = f"; it could not read what came: {self.trouble[-1]}" if self.trouble else ""
+            raise DidNotFire(f"no {what} came by the proxy to {self.action} within {timeout:.0f} s{blind}")
         unit = "frames" if self.action.endswith("_frame") else "connections"
         return {unit: len(self.evidence), **self.evidence[0]}
 
@@ -248,6 +251,7 @@ class Proxy:
             return None
 
     def _arm(self, rule: Rule) -> Rule:
+        rule.trouble = self.trouble
         self._call(self.rules.append, rule)
         return rule
 

@@ -29,8 +29,9 @@ def claims_of(settings: SqsSettings, limit: int, producer: Guarantee, consumer: 
 
     resent = "SQS recognises no repeated send: what got no answer is sent again with the same id"
     took = "at most once, what was received and not yet deleted is dropped when it comes again"
+    late = "what is deleted only when its lease is over is not handed out: nobody can say whose it was then"
     points = {
-        FailurePoint.NONE: claim(dropped, POSSIBLE, _undisturbed(once)),
+        FailurePoint.NONE: claim(dropped, POSSIBLE, late if once else "handlers end while their leases are renewed"),
         FailurePoint.CONFIRM_LOST: claim(unsent, POSSIBLE if blind else EXPECTED, resent),
         FailurePoint.SEND_FAILS: claim(EXPECTED if blind else NEVER, POSSIBLE, resent),
         FailurePoint.PRODUCER_KILLED: claim(unsent, POSSIBLE, "a confirmed send is stored in several places"),
@@ -76,12 +77,6 @@ def claims_of(settings: SqsSettings, limit: int, producer: Guarantee, consumer: 
     return Claims(
         {str(point): found for point, found in points.items()} | hazards, _properties(settings, limit, attached)
     )
-
-
-def _undisturbed(once: bool) -> str:
-    if once:
-        return "what is deleted only when its lease is over is not handed out: nobody can say whose it was then"
-    return "handlers end while their leases are renewed"
 
 
 def _killed(settings: SqsSettings, resent: str) -> str:

@@ -4,13 +4,22 @@ PYTHON ?= python3
 DISTRIBUTIONS = . plugins/memory plugins/sqlite plugins/rabbitmq plugins/kafka plugins/sqs plugins/pubsub plugins/postgresql plugins/valkey conformance
 EDITABLE = $(foreach path,$(DISTRIBUTIONS),--editable ./$(path))
 
-install: .venv/installed
+# What each message passes is compiled where there is a C compiler, and interpreted elsewhere.
+compiled = $(addprefix $(1),$(shell sed -n 's/^modules = \[\(.*\)\]$$/\1/p' $(1)pyproject.toml | tr -d '",'))
+COMPILED = $(call compiled,) $(call compiled,plugins/kafka/)
+
+install: .venv/installed .venv/compiled
 
 # The stamp depends on everything that decides what gets installed.
 .venv/installed: requirements.txt pyproject.toml conformance/pyproject.toml $(wildcard plugins/*/pyproject.toml)
 	@sh tools/make-venv $(PYTHON) .venv
 	.venv/bin/pip install --quiet --require-hashes --requirement requirements.txt
-	.venv/bin/pip install --quiet --no-deps --no-build-isolation $(EDITABLE)
+	BROKERKIT_PURE=1 .venv/bin/pip install --quiet --no-deps --no-build-isolation $(EDITABLE)
+	@touch $@
+
+.venv/compiled: .venv/installed hatch_build.py $(COMPILED)
+	.venv/bin/pip install --quiet --no-deps --no-build-isolation --editable . --editable ./plugins/kafka
+	@.venv/bin/python tools/compiled.py
 	@touch $@
 
 # Libraries that we are compared with and that cannot live beside our own dependencies.
@@ -30,6 +39,7 @@ demo: install
 # What brokers need is fetched first: no test's time is for that.
 test: install peers
 	.venv/bin/brokerkit fetch
+	$(if $(ARGS),,.venv/bin/python tools/interpreted.py -q tests/unit/core tests/unit/kafka)
 	.venv/bin/pytest -m "not prove" -n 2 --dist loadfile --max-worker-restart 0 $(ARGS)
 
 # Repeats, soaks and large counts.
@@ -45,3 +55,4 @@ types: install
 
 clean:
 	rm -rf .venv .venv-peers out
+	find brokerkit plugins -name '*.so' -delete

@@ -36,7 +36,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from brokerkit.errors import NotSupported
 from brokerkit.guarantees import Claims, Guarantee
-from brokerkit.message import Fields, Message, Received
+from brokerkit.message import Fields, Headers, Message, Received
 from brokerkit.message import Position as Position
 
 Token = Any
@@ -112,6 +112,9 @@ Outcomes = Callable[[Sequence[Outcome]], None]
 class SenderEvents(Protocol):
     """What a sender tells the layer; every call returns quickly and never raises."""
 
+    def told(self, receipts: int) -> None:
+        """So many receipts of `Sender.post` were told how they ended since the last call."""
+
     def disconnected(self, reason: str) -> None: ...
     def trouble(self, reason: str) -> None: ...
     def recovered(self) -> None: ...
@@ -119,15 +122,37 @@ class SenderEvents(Protocol):
     def unblocked(self) -> None: ...
 
 
-class Sender(ABC):
-    """One session that sends to one topic.
+class Posted(Protocol):
+    """A message given to `Sender.post`, to be told once how it ended; from any thread. Nothing else happens in here."""
 
-    It numbers the messages it takes 0, 1, 2, … in order. For `at_least_once` and `exactly_once` each number
+    def stored(self, topic: str, lane: int | str, place: int | str | None) -> None:
+        """The broker has it, at these fields of a Position; `place` is None where it tells none."""
+
+    def failed(self, outcome: Refused | Unknown) -> None:
+        """Whose numbers are not looked at."""
+
+
+Post = Callable[[Posted, bytes | None, str, str | None, Headers, str | None, int], bool]
+"""Takes one message, its fields in the order of Message; a `published_at` of 0 means now, by the clock of the client
+that sends it. False: full for now, offer it again later. Raises ConnectionLost when the session is over (it was not
+taken)."""
+
+
+class Sender(ABC):
+    """One session that sends to one topic, taking messages in one of two ways.
+
+    With `send` it numbers the messages it takes 0, 1, 2, … in order. For `at_least_once` and `exactly_once` each number
     gets exactly one outcome (a range may cover many), also when the session ends. For `at_most_once` it
     reports no Confirmed and no Unknown: Refused only, for what certainly was not written.
+
+    With `post`, for clients that call back for each message, it tells every message it takes its end (for
+    `at_most_once` those alone that were not written), and then calls `events.told`, once for many. `post` is called by
+    one thread at a time, and may call that itself.
     """
 
-    @abstractmethod
+    post: Post | None = None
+    """Where it is set, `send` is never called."""
+
     def send(self, messages: Sequence[Message], delay: float = 0.0) -> int:
         """Takes a prefix of `messages` and returns its length; fewer means full for now, offer the rest later.
 
@@ -136,6 +161,7 @@ class Sender(ABC):
         where `Capabilities.delayed_send` is true. Asynchronous drivers return at once; blocking drivers
         return when every message has its outcome.
         """
+        raise NotImplementedError
 
     @abstractmethod
     def close(self, timeout: float) -> None:
@@ -146,7 +172,8 @@ class Sender(ABC):
 
 
 class Incoming(Received):
-    """One message as received, decoded lazily. Drivers subclass it with `__slots__`.
+    """One message as received, decoded lazily. Drivers subclass it with `__slots__`; a compiled class, which cannot,
+    has its attributes, and Received's.
 
     Its attributes, Received's included, may be slots or properties. They are read from any thread, possibly never, and
     must not raise on bytes that a foreign producer wrote: broken UTF-8 and foreign types go through the published table

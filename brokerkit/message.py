@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
-import os
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-from brokerkit.errors import ConfigurationError
-
-Headers = Mapping[str, str | bytes]
-IdSource = Literal["producer", "native", "none"]
-
-NO_HEADERS: Headers = MappingProxyType({})
-RESERVED = "brokerkit-"
-"""What the names of brokerkit's own headers begin with."""
+from brokerkit.fields import NO_HEADERS as NO_HEADERS
+from brokerkit.fields import RESERVED as RESERVED
+from brokerkit.fields import Fields as Fields
+from brokerkit.fields import Headers as Headers
+from brokerkit.fields import IdSource as IdSource
+from brokerkit.fields import checked as checked
+from brokerkit.fields import new_id as new_id
+from brokerkit.fields import now_ms as now_ms
 
 
 class Position(NamedTuple):
@@ -33,10 +30,6 @@ class Position(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.topic}/{self.lane}@{self.value}"
-
-
-Fields = tuple[bytes | None, str, str | None, Headers, str | None, int, IdSource]
-"""What a Message consists of, in its order; a Message is such a tuple."""
 
 
 class _Fields(NamedTuple):
@@ -141,97 +134,7 @@ make: Callable[..., Any] = tuple.__new__
 """`make(Message, fields)` builds a message from fields already known to be right."""
 
 
-def checked(
-    body: bytes | None,
-    id: str | None = None,
-    key: str | None = None,
-    headers: Headers | None = None,
-    content_type: str | None = None,
-    published_at: int | None = None,
-    id_source: IdSource = "producer",
-) -> Fields:
-    """What is to be sent, with a fresh id where none is given. Raises ConfigurationError when a field has the
-    wrong type; the error names it. Each send passes here."""
-    if type(body) is not bytes and body is not None:
-        body = _bytes(body)
-    if id is None:
-        id = f"{_ids.prefix}{_ids.next():x}"
-    elif type(id) is not str or not id or not id.isascii():
-        id = _text("id", id)
-    return (
-        body,
-        id,
-        None if key is None else _text("key", key),
-        checked_headers(headers) if headers else NO_HEADERS,
-        None if content_type is None else _text("content_type", content_type),
-        time.time_ns() // 1_000_000 if published_at is None else published_at,
-        id_source,
-    )
-
-
 def stamped(fields: Fields) -> Message:
     """The message of these fields, published now if they do not say when."""
     message: Message = make(Message, fields)
     return message if message.published_at else message._replace(published_at=now_ms())
-
-
-def _bytes(body: object) -> bytes:
-    if not isinstance(body, (bytes, bytearray, memoryview)):
-        raise ConfigurationError(
-            f"body must be bytes, not {type(body).__name__}: encode it first, for example json.dumps(value).encode()"
-        )
-    return bytes(body)
-
-
-def now_ms() -> int:
-    """Wall clock in milliseconds since the epoch."""
-    return time.time_ns() // 1_000_000
-
-
-class _Ids:
-    """Unique ids at the cost of a counter: 96 random bits a process, then a count."""
-
-    def __init__(self) -> None:
-        self._renew()
-        os.register_at_fork(after_in_child=self._renew)
-
-    def _renew(self) -> None:
-        self.prefix = os.urandom(12).hex() + "-"
-        self.next = itertools.count().__next__
-
-
-_ids = _Ids()
-
-
-def new_id() -> str:
-    """A new message id, unique across processes, machines and forks. Thread-safe."""
-    return f"{_ids.prefix}{_ids.next():x}"
-
-
-def _text(name: str, value: object) -> str:
-    if type(value) is not str:
-        raise ConfigurationError(f"{name} must be a str, not {type(value).__name__}")
-    if value.isascii() and value:  # known without looking at it
-        return value
-    if not value:
-        raise ConfigurationError(f"{name} must not be empty: leave it out instead")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise ConfigurationError(f"{name} holds a lone surrogate, which UTF-8 cannot carry") from None
-    return value
-
-
-def checked_headers(headers: Headers) -> Headers:
-    """A copy of `headers`; raises ConfigurationError for a name or value of a wrong type."""
-    copied = dict(headers)
-    for name, value in copied.items():
-        if not isinstance(name, str) or not name:
-            raise ConfigurationError(f"header names are non-empty str, not {name!r}")
-        if not isinstance(value, (str, bytes)):
-            raise ConfigurationError(
-                f"header {name!r} must be str or bytes, not {type(value).__name__}: convert it first"
-            )
-        if name.startswith(RESERVED):
-            raise ConfigurationError(f"header {name!r}: names that begin with brokerkit- are reserved")
-    return copied

@@ -1,11 +1,8 @@
-"""Producer and Receipt: sending, and how each send ended.
+"""Producer: sending, and what becomes of it.
 
-The portable half of a send. A driver's Sender moves batches and reports outcomes; everything that is the same
-for every broker is here: bounds, receipts, the delivery timeout, another attempt with the same id, reconnects,
-close.
-
-Two locks, never held while waiting. `_lock` orders sends. `_outcomes` lets outcomes in, which may come from any
-thread, also from inside a send.
+The portable half of a send. A driver's Sender moves messages and reports how they ended; everything that is the same
+for every broker is here and in sending.py: bounds, receipts, the delivery timeout, another attempt with the same id,
+reconnects, close. The locks are the window's.
 """
 
 from __future__ import annotations
@@ -14,114 +11,24 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from brokerkit import _fork
-from brokerkit.driver import Cause, Confirmed, Driver, Outcome, Position, Refused, Sender
-from brokerkit.errors import (
-    BrokerkitError,
-    Closed,
-    ConfigurationError,
-    ConnectionLost,
-    ProducerFull,
-    SendError,
-    SendRefused,
-    SendUnknown,
-)
+from brokerkit.driver import Cause, Confirmed, Driver, Outcome, Refused, Sender, Unknown
+from brokerkit.errors import BrokerkitError, Closed, ConfigurationError, ConnectionLost, ProducerFull
 from brokerkit.events import EventKind, Reporter, backoffs, call
 from brokerkit.guarantees import Guarantee
-from brokerkit.message import Headers, Message, checked, make
-
-State = Literal["pending", "confirmed", "refused", "unknown"]
-PENDING: Final = "pending"
+from brokerkit.message import Headers, Message, checked
+from brokerkit.sending import PENDING as PENDING
+from brokerkit.sending import REFUSED, UNKNOWN, Window
+from brokerkit.sending import Receipt as Receipt
 
 _BATCH = 500
 """Messages offered to a sender at once: enough for one commit of an embedded broker to be shared."""
 
 
-class Receipt:
-    """How one send ended, or that it has not yet. Thread-safe."""
-
-    __slots__ = (
-        "_attempts",
-        "_deadline",
-        "_delay",
-        "_detail",
-        "_on_end",
-        "_uncertain",
-        "_waiter",
-        "message",
-        "state",
-    )
-
-    def __init__(self, message: Message, delay: float, on_end: Callable[[Receipt], object] | None) -> None:
-        self.message = message
-        self.state: State = PENDING
-        """`pending`, then once and for all `confirmed`, `refused` or `unknown`."""
-        self._detail: Any = None
-        self._delay = delay
-        self._on_end = on_end
-        self._waiter: threading.Event | None = None
-        self._attempts = 0
-        self._uncertain: str | None = None
-        self._deadline = 0.0
-
-    @property
-    def id(self) -> str:
-        """The message id."""
-        return self.message.id
-
-    @property
-    def attempts(self) -> int:
-        """How often the message was handed to the broker's client."""
-        return self._attempts
-
-    @property
-    def position(self) -> Position | None:
-        """Where the broker stored it, when confirmed and told."""
-        return Position(*self._detail) if self.state == "confirmed" and self._detail is not None else None
-
-    @property
-    def error(self) -> SendError | None:
-        """SendRefused or SendUnknown once the send ended so."""
-        return self._detail if self.state in ("refused", "unknown") else None
-
-    def result(self, timeout: float | None = None) -> Position | None:
-        """Waits up to `timeout` seconds (None: until the delivery timeout ends it) and returns the position.
-
-        Raises TimeoutError while the send is pending, SendRefused or SendUnknown once it ended so.
-        """
-        if self.state == PENDING:
-            with _waiters:
-                waiter = self._waiter
-                if waiter is None:
-                    waiter = self._waiter = threading.Event()
-            if self.state == PENDING and not waiter.wait(timeout):
-                raise TimeoutError(f"message {self.id} is neither confirmed nor refused after {timeout} s")
-        if self.state == "confirmed":
-            return self.position
-        raise self._detail
-
-    def _end(self, state: State, detail: object) -> None:
-        self._detail = detail
-        self.state = state
-        self._let_go()
-
-    def _let_go(self) -> None:
-        """After the end: whoever is in `result`. Who comes there now sees the state."""
-        with _waiters:
-            if self._waiter is not None:
-                self._waiter.set()
-
-    def __repr__(self) -> str:
-        return f"Receipt(id={self.id!r}, {self.state})"
-
-
-_waiters = threading.Lock()
-
-
 class _Session:
-    """A sender and the receipts it owes an outcome, by sequence number."""
+    """A sender, and the receipts it owes an outcome by sequence number, where it takes batches."""
 
     __slots__ = ("next", "over", "owner", "receipts", "sender")
 
@@ -151,6 +58,9 @@ class _Session:
     def unblocked(self) -> None:
         self.owner._report(EventKind.UNBLOCKED, "the broker takes messages again")
         self.owner._wake.set()
+
+    def told(self, receipts: int) -> None:
+        self.owner._take_told(receipts)
 
     def outcomes(self, outcomes: Sequence[Outcome]) -> None:
         self.owner._take_outcomes(self, outcomes)
@@ -198,26 +108,30 @@ class Producer:
         self._born = _fork.generation
         self._tracked = guarantee is not Guarantee.AT_MOST_ONCE
         self._direct = not driver.blocking
-        self._lock = threading.Lock()
-        self._outcomes = threading.Lock()
         self._room = threading.Condition(threading.Lock())
         self._waiting = 0
-        self._backlog: deque[Receipt] = deque()
         self._offered: list[Receipt] = []
-        self._ended: deque[Receipt] = deque()
         self._news: deque[tuple[EventKind, str]] = deque()
-        self._again: list[Receipt] = []
-        self._bytes_in = 0
-        self._bytes_out = 0
         self._resume_at = 0.0
         self._backoff = backoffs()
-        self._closing = False
         self._closed = False
         self._announced = False
-        self._untracked = Receipt(Message(b"", id="untracked"), 0.0, None)
-        self._untracked._end("unknown", SendUnknown("sent at most once: no confirm was asked for"))
+        self._untracked = Receipt(b"", "untracked")
+        self._untracked._end(UNKNOWN, "sent at most once: no confirm was asked for")
+        self._window = Window(
+            max_in_flight,
+            max_in_flight_bytes,
+            None if self._tracked else self._untracked,
+            self._send_on,
+            self._check,
+            self._lost,
+        )
+        self.send = self._window.send  # type: ignore[method-assign]  # one call less on the way of each message
+        self._lock = self._window.lock
+        self._outcomes = self._window.outcomes
         self._wake = threading.Event()
         self._session: _Session | None = self._open()
+        self._window.post = self._session.sender.post
         self._worker = threading.Thread(target=self._work, name=f"brokerkit producer {topic}", daemon=True)
         self._worker.start()
 
@@ -233,13 +147,15 @@ class Producer:
 
     @property
     def closed(self) -> bool:
-        return self._closing
+        return self._window.closing
 
     @property
     def in_flight(self) -> int:
         """Messages taken and not ended."""
         session = self._session
-        return len(self._backlog) + len(self._offered) + len(self._again) + (len(session.receipts) if session else 0)
+        window = self._window
+        waiting = len(window.backlog) + len(self._offered) + len(window.again)
+        return waiting + len(window.posted) + (len(session.receipts) if session else 0)
 
     def send(
         self,
@@ -258,7 +174,9 @@ class Producer:
         producer's own thread, which also retries: keep it short, and do not wait in it. Raises ConfigurationError for a
         wrong argument, ProducerFull when there is no room in time, Closed.
         """
-        return self._send_one(make(Message, checked(body, id, key, headers, content_type)), delay, on_end)
+        return self._window.send(
+            body, id=id, key=key, headers=headers, content_type=content_type, delay=delay, on_end=on_end
+        )
 
     def send_many(
         self, messages: Iterable[Message | bytes], *, on_end: Callable[[Receipt], object] | None = None
@@ -270,8 +188,9 @@ class Producer:
         receipts: list[Receipt] = []
         batch: list[Receipt] = []
         for message in messages:
-            made = message if isinstance(message, Message) else make(Message, checked(message))
-            batch.append(Receipt(made, 0.0, on_end))
+            receipt = Receipt(*(message if isinstance(message, Message) else checked(message)))
+            receipt._on_end = on_end
+            batch.append(receipt)
             if len(batch) == _BATCH:
                 self._hand_over(batch)
                 receipts += batch
@@ -294,9 +213,9 @@ class Producer:
         _fork.check(self._born, "producer")
         deadline = time.monotonic() + checked_timeout(timeout)
         with self._lock:
-            if self._closing:
+            if self._window.closing:
                 return 0
-            self._closing = True
+            self._window.closing = True
         self._wait_until(self._idle, deadline)
         self._closed = True
         self._wake.set()
@@ -323,46 +242,52 @@ class Producer:
     def _check(self) -> None:
         if self._born != _fork.generation:
             _fork.check(self._born, "producer")
-        if self._closing:
+        if self._window.closing:
             raise Closed(f"the producer of {self.topic!r} is closed")
 
     def _send_one(
         self, message: Message, delay: float = 0.0, on_end: Callable[[Receipt], object] | None = None
     ) -> Receipt:
-        """The hot path: one message straight to an asynchronous sender, when nothing stands before it."""
-        if self._born != _fork.generation or self._closing:
-            self._check()
-        if delay:
-            self._check_delay(delay)
-        receipt = Receipt(message, delay, on_end)
-        if self._direct and self._tracked and not delay:
-            size = len(message[0] or b"")
+        receipt = Receipt(*message)
+        receipt._taken_at = time.monotonic()
+        receipt._delay = delay
+        receipt._on_end = on_end
+        return self._send_on(receipt)
+
+    def _send_on(self, receipt: Receipt) -> Receipt:
+        """One message to a sender that takes batches, when nothing stands before it; into the backlog otherwise."""
+        self._check()
+        if receipt._delay:
+            self._check_delay(receipt._delay)
+        elif self._direct and self._tracked:
+            size = len(receipt.body or b"")
             with self._lock:
                 session = self._session
+                window = self._window
                 if (
                     session is not None
-                    and not self._backlog
-                    and not self._again
+                    and session.sender.post is None
+                    and not window.backlog
+                    and not window.again
                     and len(session.receipts) < self._max_in_flight
-                    and self._bytes_in - self._bytes_out < self._max_bytes
-                    and not self._closing
+                    and window.bytes_in - window.bytes_out < self._max_bytes
+                    and not window.closing
                 ):
-                    receipt._deadline = time.monotonic() + self._delivery_timeout
-                    receipt._attempts = 1
+                    receipt.attempts = 1
                     number = session.next
                     session.receipts[number] = receipt
                     session.next = number + 1
-                    self._bytes_in += size
+                    window.bytes_in += size
                     try:
-                        if session.sender.send((message,)):
+                        if session.sender.send((receipt.message,)):
                             return receipt
                     except ConnectionLost as error:
                         session.disconnected(str(error))
                     # Not taken: as if never offered.
                     session.next = number
                     session.receipts.pop(number, None)
-                    receipt._attempts = 0
-                    self._bytes_in -= size
+                    receipt.attempts = 0
+                    window.bytes_in -= size
         self._hand_over([receipt])
         return receipt if self._tracked else self._untracked
 
@@ -375,18 +300,18 @@ class Producer:
             with self._lock:
                 self._check()
                 room = self._max_in_flight - self.in_flight
-                if self._bytes_in - self._bytes_out >= self._max_bytes:
+                if self._window.bytes_in - self._window.bytes_out >= self._max_bytes:
                     room = 0
                 taken = receipts[start : start + max(room, 0)]
-                deadline = time.monotonic() + self._delivery_timeout
+                now = time.monotonic()
                 for receipt in taken:
-                    receipt._deadline = deadline
-                    self._bytes_in += len(receipt.message.body or b"")
-                self._backlog.extend(taken)
+                    receipt._taken_at = now
+                    self._window.bytes_in += len(receipt.body or b"")
+                self._window.backlog.extend(taken)
                 start += len(taken)
                 if self._direct:
                     self._feed()
-            if not self._direct or self._backlog:
+            if not self._direct or self._window.backlog:
                 self._wake.set()
             if start < len(receipts) and not taken:
                 self._await_room(give_up_at)
@@ -408,8 +333,9 @@ class Producer:
     def _has_room(self, more: int = 0) -> bool:
         """For one message, and `more`. Waiters are woken when there is room for some: to wake one for each message
         that ends costs more than the messages; they look for themselves now and then as well."""
-        bytes_in_flight = self._bytes_in - self._bytes_out
-        return self._closing or (self.in_flight + more < self._max_in_flight and bytes_in_flight < self._max_bytes)
+        window = self._window
+        in_flight = self.in_flight + more < self._max_in_flight
+        return window.closing or (in_flight and window.bytes_in - window.bytes_out < self._max_bytes)
 
     def _wait_until(self, done: Callable[[], bool], deadline: float) -> bool:
         with self._room:
@@ -435,28 +361,35 @@ class Producer:
 
     def _feed(self) -> None:
         """Offers the backlog to the sender, in order. Under `_lock`; a blocking sender's worker calls it too."""
-        while self._backlog and time.monotonic() >= self._resume_at:
+        while self._window.backlog and time.monotonic() >= self._resume_at:
             session = self._session
             if session is None or session.over:
                 return
             batch = self._next_batch()
             taken = self._offer(session, batch)
             for receipt in reversed(batch[taken:]):
-                self._backlog.appendleft(receipt)
+                self._window.backlog.appendleft(receipt)
             if taken < len(batch):
                 return
 
     def _next_batch(self) -> list[Receipt]:
-        batch = [self._backlog.popleft()]
-        while self._backlog and len(batch) < _BATCH and self._backlog[0]._delay == batch[0]._delay:
-            batch.append(self._backlog.popleft())
+        batch = [self._window.backlog.popleft()]
+        while self._window.backlog and len(batch) < _BATCH and self._window.backlog[0]._delay == batch[0]._delay:
+            batch.append(self._window.backlog.popleft())
         return batch
 
     def _offer(self, session: _Session, batch: list[Receipt]) -> int:
+        """How many of them the sender took."""
+        if session.sender.post is not None:
+            for number, receipt in enumerate(batch):
+                receipt._stamp()
+                if not self._window.give(receipt):
+                    return number
+            return len(batch)
         first = session.next
         session.receipts.update(zip(range(first, first + len(batch)), batch, strict=True))
         for receipt in batch:
-            receipt._attempts += 1
+            receipt.attempts += 1
         taken = 0
         try:
             messages = [receipt.message for receipt in batch]
@@ -467,20 +400,22 @@ class Producer:
         session.next = first + taken
         for number in range(first + taken, first + len(batch)):
             if session.receipts.pop(number, None) is not None:
-                batch[number - first]._attempts -= 1
+                batch[number - first].attempts -= 1
         if not self._tracked:
             for number in range(first, first + taken):
-                self._leave(session.receipts.pop(number, None))
+                gone = session.receipts.pop(number, None)
+                if gone is not None:
+                    self._window.leave(gone)
         return taken
 
     # ------------------------------------------------------------ outcomes
 
     def _take_outcomes(self, session: _Session, outcomes: Sequence[Outcome]) -> None:
         pop = session.receipts.pop
-        ended = self._ended
+        ended = self._window.ended
         with self._outcomes:
             for outcome in outcomes:
-                if type(outcome) is not Confirmed:
+                if not isinstance(outcome, Confirmed):
                     self._not_confirmed(session, outcome)
                     continue
                 first, last, positions = outcome
@@ -488,16 +423,29 @@ class Producer:
                 for number in range(first, last + 1):
                     receipt = pop(number, None)
                     if receipt is not None:
-                        size += len(receipt.message[0] or b"")
+                        size += len(receipt.body or b"")
                         if positions is not None:
-                            receipt._detail = positions[number - first]
-                        receipt.state = "confirmed"
-                        if receipt._waiter is not None:
-                            receipt._let_go()
+                            receipt._place = positions[number - first]
+                        receipt._confirm()
                         if receipt._on_end is not None:
                             ended.append(receipt)
-                self._bytes_out += size
-        if ended:
+                self._window.bytes_out += size
+        self._make_room()
+
+    def _take_told(self, receipts: int) -> None:
+        drops = self._window.drops
+        with self._outcomes:
+            while drops is not None and drops.outcomes:
+                outcome = drops.outcomes.popleft()
+                if isinstance(outcome, Refused):
+                    self._drop(outcome.detail)
+            for receipt in self._window.sweep(receipts):
+                self._failed(receipt, receipt._outcome)
+        self._make_room()
+
+    def _make_room(self) -> None:
+        """After ends: `on_end` is to be called, and there may be room for somebody."""
+        if self._window.ended:
             self._wake.set()
         if self._waiting and self._has_room(self._max_in_flight // 8):
             with self._room:
@@ -511,48 +459,42 @@ class Producer:
     def _tell(self) -> None:
         while self._news:
             self._reporter(*self._news.popleft())
-        while self._ended:
-            receipt = self._ended.popleft()
-            if receipt._on_end is not None:
-                call(receipt._on_end, receipt)
+        while self._window.ended:
+            receipt = self._window.ended.popleft()
+            on_end, receipt._on_end = receipt._on_end, None  # it may hold whatever holds the receipt
+            if on_end is not None:
+                call(on_end, receipt)
 
-    def _not_confirmed(self, session: _Session, outcome: Outcome) -> None:
-        assert not isinstance(outcome, Confirmed)
-        again: list[Receipt] = []
+    def _not_confirmed(self, session: _Session, outcome: Refused | Unknown) -> None:
         for number in range(outcome.first, outcome.last + 1):
             receipt = session.receipts.pop(number, None)
             if not self._tracked:
                 self._drop(outcome.detail)
-            if receipt is None:
-                continue
-            if not isinstance(outcome, Refused):
-                receipt._uncertain = outcome.detail
-            if outcome.retry and self._tracked and time.monotonic() < receipt._deadline:
-                again.append(receipt)
-            else:
-                self._finish(receipt, outcome.cause, outcome.detail)
-        if again:
-            self._again += again
+                if receipt is not None:
+                    self._window.leave(receipt)
+            elif receipt is not None:
+                self._failed(receipt, outcome)
+
+    def _failed(self, receipt: Receipt, outcome: Refused | Unknown) -> None:
+        """An attempt: another one follows, or the receipt ends. Under `_outcomes`."""
+        receipt._outcome = None
+        if isinstance(outcome, Unknown):
+            receipt._uncertain = outcome.detail
+        if outcome.retry and time.monotonic() < receipt._taken_at + self._delivery_timeout:
+            self._window.again.append(receipt)
             self._wake.set()
+        else:
+            self._finish(receipt, outcome.cause, outcome.detail)
 
     def _finish(self, receipt: Receipt, cause: str, detail: str) -> None:
         """Ends a receipt that nobody will try again: unknown if any attempt was, refused otherwise."""
-        self._leave(receipt)
+        self._window.leave(receipt)
         if receipt._uncertain is not None:
-            receipt._end(
-                "unknown",
-                SendUnknown(f"message {receipt.id} may be stored in {self.topic!r}: {receipt._uncertain}"),
-            )
+            receipt._end(UNKNOWN, f"message {receipt.id} may be stored in {self.topic!r}: {receipt._uncertain}")
         else:
-            receipt._end(
-                "refused", SendRefused(f"message {receipt.id} is not stored in {self.topic!r}: {detail}", cause)
-            )
+            receipt._end(REFUSED, f"message {receipt.id} is not stored in {self.topic!r}: {detail}", cause)
         if receipt._on_end is not None:
-            self._ended.append(receipt)
-
-    def _leave(self, receipt: Receipt | None) -> None:
-        if receipt is not None:
-            self._bytes_out += len(receipt.message.body or b"")
+            self._window.ended.append(receipt)
 
     def _drop(self, detail: str) -> None:
         self.dropped += 1
@@ -581,10 +523,11 @@ class Producer:
         """What is tried again goes before everything that was never tried, in its old order."""
         with self._lock:
             with self._outcomes:
-                again, self._again = self._again, []
+                again = self._window.again[:]
+                self._window.again.clear()
             if again:
-                again.sort(key=lambda receipt: receipt._deadline)
-                self._backlog.extendleft(reversed(again))
+                again.sort(key=lambda receipt: receipt._taken_at)
+                self._window.backlog.extendleft(reversed(again))
                 if self._session is not None and not self._session.over:
                     self._resume_at = time.monotonic() + next(self._backoff)
 
@@ -593,14 +536,14 @@ class Producer:
         while not self._closed:
             session = self._session
             with self._lock:
-                if session is None or session.over or not self._backlog or time.monotonic() < self._resume_at:
+                if session is None or session.over or not self._window.backlog or time.monotonic() < self._resume_at:
                     return
                 self._offered = self._next_batch()
             batch = self._offered
             taken = self._offer(session, batch)
             with self._lock:
                 self._offered = []
-                self._backlog.extendleft(reversed(batch[taken:]))
+                self._window.backlog.extendleft(reversed(batch[taken:]))
             if not self._tracked and self._waiting:
                 with self._room:
                     self._room.notify_all()
@@ -608,27 +551,32 @@ class Producer:
                 return
 
     def _expire(self) -> None:
-        now = time.monotonic()
+        late = time.monotonic() - self._delivery_timeout
         with self._lock, self._outcomes:
-            while self._backlog and self._backlog[0]._deadline <= now:
-                receipt = self._backlog.popleft()
+            while self._window.backlog and self._window.backlog[0]._taken_at <= late:
+                receipt = self._window.backlog.popleft()
                 why = f"not handed over within the delivery timeout of {self._delivery_timeout} s"
                 if self._tracked:
                     self._finish(receipt, Cause.UNREACHABLE, why)
                 else:
-                    self._leave(receipt)
+                    self._window.leave(receipt)
                     self._drop(why)
             receipts = self._session.receipts if self._session is not None else {}
             while receipts:
                 number = next(iter(receipts))
-                if receipts[number]._deadline > now:
+                if receipts[number]._taken_at > late:
                     break
-                receipt = receipts.pop(number)
-                receipt._uncertain = f"no answer within the delivery timeout of {self._delivery_timeout} s"
-                self._finish(receipt, Cause.TIMED_OUT, receipt._uncertain)
+                self._unanswered(receipts.pop(number))
+            posted = self._window.posted
+            while posted and posted[0]._taken_at <= late and not posted[0]._told():
+                self._unanswered(posted.popleft())
         if self._waiting:
             with self._room:
                 self._room.notify_all()
+
+    def _unanswered(self, receipt: Receipt) -> None:
+        receipt._uncertain = f"no answer within the delivery timeout of {self._delivery_timeout} s"
+        self._finish(receipt, Cause.TIMED_OUT, receipt._uncertain)
 
     def _open(self) -> _Session:
         session = _Session(self)
@@ -644,22 +592,26 @@ class Producer:
         )
         return session
 
+    def _lost(self, reason: str) -> None:
+        if self._session is not None:
+            self._session.disconnected(reason)
+
     def _disconnected(self, session: _Session, reason: str) -> None:
         if not self._closed:
             self._report(EventKind.DISCONNECTED, reason)
         self._wake.set()
 
     def _reconnect(self) -> None:
-        old, self._session = self._session, None
+        with self._lock:
+            old, self._session = self._session, None
+            self._window.post = None
         if old is not None:
             old.sender.close(1.0)
             # A driver owes every outcome before it ends its session; what it forgot may be stored.
             with self._outcomes:
-                forgotten = list(old.receipts.values())
-                old.receipts.clear()
-                for receipt in forgotten:
+                for receipt in self._forgotten(old):
                     receipt._uncertain = "the session ended without an answer"
-                self._again += forgotten
+                    self._window.again.append(receipt)
             self._backoff = backoffs()
             self._resume_at = 0.0
         if time.monotonic() < self._resume_at:
@@ -669,31 +621,41 @@ class Producer:
         except BrokerkitError as error:
             self._resume_at = time.monotonic() + next(self._backoff)
             with self._outcomes:
-                if not self._tracked and self._backlog:
-                    for receipt in self._backlog:
-                        self._leave(receipt)
+                if not self._tracked and self._window.backlog:
+                    for receipt in self._window.backlog:
+                        self._window.leave(receipt)
                         self._drop(str(error))
-                    self._backlog.clear()
+                    self._window.backlog.clear()
             return
         self._resume_at = 0.0
         self._backoff = backoffs()
         self._announced = False
-        self._session = session
+        with self._lock:
+            self._session = session
+            self._window.post = session.sender.post
         self._put_again()
         self._report(EventKind.RECONNECTED, f"sending to {self.topic!r} again")
         self._wake.set()
 
+    def _forgotten(self, session: _Session) -> list[Receipt]:
+        """What a session that is closed never told the end of. Under `_outcomes`."""
+        failed, left = self._window.clear()
+        for receipt in failed:
+            self._failed(receipt, receipt._outcome)
+        left += session.receipts.values()
+        session.receipts.clear()
+        return left
+
     def _give_up(self, session: _Session | None) -> int:
         """After close: whatever has no end yet gets one."""
         with self._outcomes:
-            left = [*self._again, *self._backlog]
-            self._again.clear()
-            self._backlog.clear()
-            if session is not None:
-                for receipt in session.receipts.values():
-                    receipt._uncertain = "the producer was closed before the broker answered"
-                    left.append(receipt)
-                session.receipts.clear()
+            forgotten = self._forgotten(session) if session is not None else []
+            left = [*self._window.again, *self._window.backlog]
+            self._window.again.clear()
+            self._window.backlog.clear()
+            for receipt in forgotten:
+                receipt._uncertain = "the producer was closed before the broker answered"
+                left.append(receipt)
             for receipt in left:
                 if self._tracked:
                     self._finish(receipt, Cause.CLOSED, "the producer was closed before it was handed over")

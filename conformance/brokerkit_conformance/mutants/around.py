@@ -6,7 +6,24 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from brokerkit.broker import Broker
-from brokerkit.driver import Driver, Incoming, Nack, Outcome, Reject, Settled, Settlement, Token
+from brokerkit.driver import (
+    Confirmed,
+    Driver,
+    Incoming,
+    Nack,
+    Outcome,
+    Outcomes,
+    Refused,
+    Reject,
+    Sender,
+    Settled,
+    Settlement,
+    Token,
+    Unknown,
+)
+from brokerkit.errors import ConnectionLost
+from brokerkit.guarantees import Guarantee
+from brokerkit.message import Message
 
 
 class Shell:
@@ -20,7 +37,9 @@ class Shell:
 
 
 class SenderShell(Shell):
-    """Around a Sender. `outcomes` tells the layer; `told` is what the driver tells."""
+    """Around a Sender that takes batches. `outcomes` tells the layer; `told` is what the driver tells."""
+
+    post = None
 
     def __init__(self, outcomes: Callable[[Sequence[Outcome]], None]) -> None:
         super().__init__(None)
@@ -28,6 +47,46 @@ class SenderShell(Shell):
 
     def told(self, outcomes: Sequence[Outcome]) -> None:
         self.outcomes(outcomes)
+
+
+class _Numbered(Shell):
+    """Around a Sender that takes messages one by one, to make it one that takes batches."""
+
+    def __init__(self, inside: Sender, guarantee: Guarantee, told: Outcomes) -> None:
+        super().__init__(inside)
+        self._confirms = guarantee is not Guarantee.AT_MOST_ONCE
+        self._told = told
+        self._next = 0
+
+    def send(self, messages: Sequence[Message], delay: float = 0.0) -> int:
+        for taken, message in enumerate(messages):
+            try:
+                if not self.inside.post(_Number(self._next, self._tell), *message[:6]):
+                    return taken
+            except ConnectionLost:
+                if not taken:
+                    raise
+                return taken
+            self._next += 1
+        return len(messages)
+
+    def _tell(self, outcome: Outcome) -> None:
+        if self._confirms or isinstance(outcome, Refused):
+            self._told([outcome])
+
+
+class _Number:
+    """A message by its number, to be told how it ended."""
+
+    def __init__(self, number: int, tell: Callable[[Outcome], None]) -> None:
+        self._number = number
+        self._tell = tell
+
+    def stored(self, topic: str, lane: int | str, place: int | str | None) -> None:
+        self._tell(Confirmed(self._number, self._number, None if place is None else [(topic, lane, place)]))
+
+    def failed(self, outcome: Refused | Unknown) -> None:
+        self._tell(outcome._replace(first=self._number, last=self._number))
 
 
 class ReceiverShell(Shell):
@@ -79,7 +138,8 @@ class DriverShell(Shell):
         if self._sender is None:
             return self.inside.sender(topic, guarantee, outcomes, events, **options)
         shell = self._sender(outcomes)
-        shell.inside = self.inside.sender(topic, guarantee, shell.told, events, **options)
+        sender = self.inside.sender(topic, guarantee, shell.told, events, **options)
+        shell.inside = sender if sender.post is None else _Numbered(sender, guarantee, shell.told)
         return shell
 
     def receiver(

@@ -201,7 +201,7 @@ class KafkaDriver(Driver):
         found = self._admin.topic(name, timeout)
         if subscription is None:
             self._look(found, timeout)
-        return KafkaSender(config, name, guarantee, outcomes, events)
+        return KafkaSender(config, name, guarantee, events)
 
     def receiver(
         self,

@@ -26,7 +26,7 @@ from brokerkit.errors import ConfigurationError, ConnectionLost, LeaseLost, Send
 from brokerkit.message import Fields
 from brokerkit_kafka.errors import ACCESS, NOT_STORED, made, translated
 from brokerkit_kafka.outage import Forgotten
-from brokerkit_kafka.sender import pack
+from brokerkit_kafka.posting import pack
 from brokerkit_kafka.settings import RETRY_BACKOFF, log
 
 SLOW = 0.8 * RETRY_BACKOFF
@@ -74,9 +74,7 @@ class TransactionalProducer:
             self._exists(topic)
             self._topics.add(topic)
         body, id, key, headers, content_type, published_at, _ = fields
-        packed: Any = [("brokerkit-id", id)]
-        if headers or content_type is not None:
-            pack(content_type, headers, packed)
+        packed = pack(id, content_type, headers)
         try:
             raw_key = None if key is None else key.encode("utf-8", "surrogateescape")
             # By place (partition, no callback of its own, timestamp, headers): by name it takes twice as long.

@@ -11,10 +11,10 @@ import pytest
 from brokerkit_kafka import receiver, sender
 from confluent_kafka import KafkaError, KafkaException
 
-from brokerkit.driver import Cause, Outcome, Traits, Unknown
+from brokerkit.driver import Cause, Traits, Unknown
 from brokerkit.errors import ConnectionLost
 from brokerkit.guarantees import Guarantee
-from brokerkit.message import Message
+from brokerkit.sending import Receipt
 
 FATAL = KafkaException(KafkaError(KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER, "the sequence is broken", True))
 
@@ -66,20 +66,22 @@ def test_a_senders_session_ends_and_every_message_in_flight_has_an_end(monkeypat
     monkeypatch.setattr(sender, "Producer", Producing)
     ended = threading.Event()
     why: list[str] = []
-    outcomes: list[Outcome] = []
-    events: Any = SimpleNamespace(disconnected=lambda reason: (why.append(reason), ended.set()))
-    sending = sender.KafkaSender({}, "orders", Guarantee.AT_LEAST_ONCE, outcomes.extend, events)
+    told: list[int] = []
+    events: Any = SimpleNamespace(disconnected=lambda reason: (why.append(reason), ended.set()), told=told.append)
+    receipts = [Receipt(b"one", "1"), Receipt(b"two", "2")]
+    sending = sender.KafkaSender({}, "orders", Guarantee.AT_LEAST_ONCE, events)
     try:
-        assert sending.send([Message(b"one"), Message(b"two")]) == 2
+        assert all(sending.post(receipt, *receipt.message[:6]) for receipt in receipts)
         assert ended.wait(5), "the session goes on although its client is dead"
         assert why == ["the sequence is broken"]
         sending._tell()
-        assert [(type(outcome), outcome.first, outcome.cause) for outcome in outcomes] == [  # type: ignore[union-attr]
-            (Unknown, 0, Cause.DISCONNECTED),
-            (Unknown, 1, Cause.DISCONNECTED),
+        assert sum(told) == 2
+        assert [(type(receipt._outcome), receipt._outcome.cause) for receipt in receipts] == [
+            (Unknown, Cause.DISCONNECTED),
+            (Unknown, Cause.DISCONNECTED),
         ]
         with pytest.raises(ConnectionLost, match="the sequence is broken"):
-            sending.send([Message(b"three")])
+            sending.post(receipts[0], *receipts[0].message[:6])
     finally:
         sending.close(1.0)
 

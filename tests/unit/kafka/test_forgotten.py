@@ -18,8 +18,8 @@ from confluent_kafka import Producer
 from brokerkit.driver import Traits, Unknown
 from brokerkit.errors import ConnectionLost
 from brokerkit.guarantees import FailurePoint, Guarantee, Likelihood
-from brokerkit.message import Message
 from brokerkit.plugins import Url
+from brokerkit.sending import Receipt
 
 
 def statistics(source: str, state: str, seconds: float = 9.0) -> str:
@@ -38,6 +38,10 @@ class Events:
     def __init__(self) -> None:
         self.why: list[str] = []
         self.over = threading.Event()
+        self.receipts = 0
+
+    def told(self, receipts: int) -> None:
+        self.receipts += receipts
 
     def disconnected(self, reason: str) -> None:
         self.why.append(reason)
@@ -103,19 +107,19 @@ def test_one_is_not_enough_since_the_client_may_be_starting_over() -> None:
 @pytest.mark.usefixtures("forgotten")
 def test_the_sender_gives_back_what_it_holds_and_ends(config: Config, guarantee: Guarantee) -> None:
     events = Events()
-    outcomes: list[object] = []
-    sender = KafkaSender(config.producer(guarantee, 30.0), "orders", guarantee, outcomes.extend, events)
+    receipts = [Receipt(b"one", "1"), Receipt(b"two", "2")]
+    sender = KafkaSender(config.producer(guarantee, 30.0), "orders", guarantee, events)
     try:
-        assert sender.send([Message(b"one"), Message(b"two")]) == 2
+        assert all(sender.post(receipt, *receipt.message[:6]) for receipt in receipts)
         assert events.over.wait(15)
         assert events.why == [Forgotten.REASON]
-        ends = [end for end in outcomes if isinstance(end, Unknown)]
-        assert sorted(end.first for end in ends) == [0, 1]
-        assert {end.retry for end in ends} == {guarantee is Guarantee.AT_LEAST_ONCE}
+        assert all(isinstance(receipt._outcome, Unknown) for receipt in receipts)
+        assert {receipt._outcome.retry for receipt in receipts} == {guarantee is Guarantee.AT_LEAST_ONCE}
         with pytest.raises(ConnectionLost):
-            sender.send([Message(b"three")])
+            sender.post(receipts[0], *receipts[0].message[:6])
     finally:
         sender.close(1.0)
+    assert events.receipts == 2
 
 
 @pytest.mark.usefixtures("forgotten")

@@ -1,8 +1,8 @@
-"""Consumer and Delivery: receiving, and settling what was received.
+"""Consumer: receiving, and settling what was received.
 
 The portable half of a receive. A driver's Receiver moves batches; everything that is the same for every broker
-is here: the bound in flight, the states of a delivery, the moment of the ack, attempts and dead letters, lease
-keeping, reconnects, close.
+is here: the bound in flight, the moment of the ack, attempts and dead letters, lease keeping, reconnects, close;
+and in receiving.py, which each message passes: a delivery and its states.
 
 Two threads a consumer. The pump calls `receive` continually, so that sessions stay alive under slow handlers,
 and opens a new session when one ends. The settler passes settlements on in the batches that pile up while it
@@ -17,185 +17,28 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from brokerkit import _fork
-from brokerkit.driver import (
-    Driver,
-    End,
-    Incoming,
-    Nack,
-    Position,
-    Receiver,
-    Reject,
-    Settlement,
-    Subscription,
-    Token,
-)
-from brokerkit.errors import (
-    AlreadySettled,
-    BrokerkitError,
-    Closed,
-    ConfigurationError,
-    ConnectionLost,
-    LeaseLost,
-    NotSupported,
-    PositionLost,
-)
+from brokerkit.driver import Driver, Nack, Position, Receiver, Reject, Subscription, Token
+from brokerkit.errors import BrokerkitError, Closed, ConfigurationError, ConnectionLost, NotSupported, PositionLost
 from brokerkit.events import EventKind, Reporter, backoffs, call
 from brokerkit.guarantees import Guarantee
 from brokerkit.leases import LeaseKeeper
-from brokerkit.message import Headers, IdSource, Message
+from brokerkit.message import Headers
 from brokerkit.producer import Producer, Receipt, checked_timeout
-
-State = Literal["pending", "settling", "settled", "sent", "lost", "unknown"]
+from brokerkit.receiving import Delivery as Delivery
+from brokerkit.receiving import Lease as Lease
+from brokerkit.receiving import Ledger, Link, take
 
 _FETCH = 1000
 """The most that is asked of a receiver at once."""
+_PLENTY = _FETCH
+"""Deliveries that are ready and keep the pump from fetching more: what lies longer costs cache misses, and walks of the
+cycle collector."""
 _IDLE = 0.05
 """Seconds a session may go without a `receive` while nothing may be handed out."""
 _T = TypeVar("_T")
-
-
-class Lease:
-    """How long a delivery is this consumer's. `seconds` is None where it lasts as long as the session."""
-
-    __slots__ = ("_delivery",)
-
-    def __init__(self, delivery: Delivery) -> None:
-        self._delivery = delivery
-
-    @property
-    def seconds(self) -> float | None:
-        """The length of one lease; renewed by brokerkit where the broker can."""
-        return self._delivery._session.receiver.traits.lease_seconds
-
-    @property
-    def renewable(self) -> bool:
-        return self._delivery._session.receiver.traits.renewable
-
-    @property
-    def lost(self) -> bool:
-        """True once it is known that the message is, or will be, somebody else's."""
-        return self._delivery.state == "lost" or self._delivery._session.over
-
-
-class Delivery:
-    """One handing-over of a message. Settle it once: `ack`, `nack` or `reject`, from any thread.
-
-    `state`: `pending`, then `settling`, then `settled` (the broker answered), `sent` (this broker gives no
-    answer), `lost` (the message is, or will be, handed out again) or `unknown`.
-    """
-
-    __slots__ = ("_raw", "_received", "_session", "state")
-
-    def __init__(self, raw: Incoming, session: _Session, received: float) -> None:
-        self._raw = raw
-        self._session = session
-        self._received = received
-        self.state: State = "pending"
-
-    @property
-    def body(self) -> bytes | None:
-        return self._raw.body
-
-    @property
-    def id(self) -> str:
-        """The message id; see `id_source` for what it recognises."""
-        return self._raw.id
-
-    @property
-    def id_source(self) -> IdSource:
-        return self._raw.id_source
-
-    @property
-    def key(self) -> str | None:
-        return self._raw.key
-
-    @property
-    def headers(self) -> Headers:
-        """The producer's headers, without brokerkit's own."""
-        return self._raw.headers
-
-    @property
-    def content_type(self) -> str | None:
-        return self._raw.content_type
-
-    @property
-    def published_at(self) -> int:
-        """Milliseconds since the epoch; 0 when unknown."""
-        return self._raw.published_at
-
-    @property
-    def position(self) -> Position | None:
-        """The broker's own coordinates, where it has any."""
-        return self._raw.position
-
-    @property
-    def attempt(self) -> int | None:
-        """1 for the first handing-over; None when the broker does not tell."""
-        return self._raw.attempt
-
-    @property
-    def topic(self) -> str:
-        return self._raw.topic
-
-    @property
-    def dead_reason(self) -> str | None:
-        """On a dead-letter topic: why the message is there."""
-        reason = self._raw.all_headers.get("brokerkit-dead-reason")
-        return reason.decode("utf-8", "replace") if isinstance(reason, bytes) else reason
-
-    @property
-    def native(self) -> Any:
-        """The client library's own object, with what the portable fields leave out."""
-        return self._raw.native
-
-    @property
-    def lease(self) -> Lease:
-        return Lease(self)
-
-    @property
-    def message(self) -> Message:
-        """The message, apart from this handing-over of it."""
-        return self._raw.message
-
-    def ack(self) -> None:
-        """The work is done. Never blocks; `state`, `Consumer.flush` and `on_end` tell how it ended.
-
-        A no-op at most once, where the ack came before the delivery. Raises AlreadySettled, LeaseLost, Closed.
-        """
-        session = self._session
-        if session.acked_first:
-            return
-        if session.outstanding.pop(self._raw.token, None) is None or session.born != _fork.generation:
-            session.explain(self)
-        self.state = "settling"
-        session.settling[self._raw.token] = self
-        session.acks.append(self._raw.token)
-        if not session.wake.is_set():
-            session.wake.set()
-
-    def nack(self, delay: float = 0.0) -> None:
-        """Give the message back, to be handed out again `delay` seconds from now at the earliest.
-
-        After the last attempt that the subscription allows it goes to the dead letters. Never blocks. Raises as
-        `ack`, and NotSupported for a delay that this broker cannot keep.
-        """
-        self._session.consumer._nack(self, delay)
-
-    def reject(self, reason: str = "rejected") -> None:
-        """To the dead letters, with the reason: a confirmed send, then the ack. It may double there, it is never
-        lost. Never blocks. Raises as `ack`, and NotSupported when the subscription has no dead letters."""
-        self._session.consumer._reject(self, reason)
-
-    def extend(self, seconds: float | None = None) -> None:
-        """Asks for the lease to last `seconds` (default: one lease) from now. brokerkit renews by itself; this is
-        for handlers that outlast the stated maximum. Raises NotSupported where leases are fixed, and as `ack`."""
-        self._session.consumer._extend(self, seconds)
-
-    def __repr__(self) -> str:
-        return f"Delivery(id={self.id!r}, topic={self.topic!r}, attempt={self.attempt}, {self.state})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,55 +50,13 @@ class CloseReport:
 
 
 class _Session:
-    """One receiver and the deliveries that belong to it. Tokens never leave their session."""
+    """One receiver, with the ledger of its deliveries, and what it tells."""
 
     def __init__(self, consumer: Consumer) -> None:
         self.consumer = consumer
-        self.born = consumer._born
-        self.acked_first = consumer._acked_first
-        self.over = False
-        self.why = ""
-        self.wake = consumer._wake
-        self.outstanding: dict[Token, Delivery] = {}
-        self.settling: dict[Token, Delivery] = {}
-        self.given_back: set[Token] = set()
-        self.acks: list[Token] = []
-        self.nacks: list[Nack] = []
-        self.rejects: list[Reject] = []
-        self.sent = 0
-        self.largest = 0
+        self.ledger = Ledger(consumer._link, consumer._acked_first, consumer._on_end is not None)
         self.keeper: LeaseKeeper | None = None
         self.receiver: Receiver
-
-    def bytes_held(self) -> int:
-        """Looks at each: `largest` says when that can be needed."""
-        return sum(delivery._raw.size for delivery in list(self.outstanding.values()))
-
-    def claim(self, delivery: Delivery) -> None:
-        """Takes the delivery out of what is outstanding, for good; raises when it is not there any more."""
-        _fork.check(self.born, "delivery")
-        if self.acked_first:
-            raise AlreadySettled("at most once, a delivery is acked before it is handed over")
-        if self.outstanding.pop(delivery._raw.token, None) is None:
-            self.explain(delivery)
-        delivery.state = "settling"
-        self.settling[delivery._raw.token] = delivery
-
-    def explain(self, delivery: Delivery) -> None:
-        """Raises what says why `delivery` cannot be settled."""
-        _fork.check(self.born, "delivery")
-        if self.consumer._closed and (delivery.state in ("pending", "lost") or delivery._raw.token in self.given_back):
-            raise Closed("the consumer was closed; the message has been given back")
-        if delivery.state == "lost" or (delivery.state == "pending" and self.over):
-            raise LeaseLost(f"message {delivery.id} is no longer this consumer's: {self.why or 'its lease is over'}")
-        raise AlreadySettled(f"message {delivery.id} was settled before (now {delivery.state})")
-
-    def drop(self, tokens: Sequence[Token], reason: str) -> None:
-        self.why = reason
-        for token in tokens:
-            delivery = self.outstanding.pop(token, None)
-            if delivery is not None:
-                delivery.state = "lost"
 
     # ReceiverEvents
 
@@ -272,7 +73,7 @@ class _Session:
         return self.consumer._take_back(self, lanes)
 
     def lease_lost(self, tokens: Sequence[Token], reason: str) -> None:
-        self.drop(tokens, reason)
+        self.ledger.drop(tokens, reason)
         self.consumer._report(EventKind.LEASE_LOST, f"{len(tokens)} deliveries: {reason}")
 
     def disconnected(self, reason: str) -> None:
@@ -283,29 +84,6 @@ class _Session:
 
     def recovered(self) -> None:
         self.consumer._report(EventKind.RECOVERED, "the broker answers again")
-
-    def settled(self, settlements: Sequence[Settlement]) -> None:
-        settling = self.settling
-        on_end = self.consumer._on_end
-        for tokens, end, _ in settlements:
-            if end is End.SENT:
-                for token in tokens:
-                    delivery = settling.get(token)
-                    if delivery is not None:
-                        delivery.state = "sent"
-                        self.sent += 1
-            else:
-                state: Any = end.value
-                for token in tokens:
-                    delivery = settling.pop(token, None)
-                    if delivery is not None:
-                        if delivery.state == "sent":
-                            self.sent -= 1
-                        if delivery.state != "lost":  # given back: its end is known already
-                            delivery.state = state
-                            if on_end is not None:
-                                self.consumer._ended.append(delivery)
-        self.consumer._answered()
 
 
 class Consumer:
@@ -351,6 +129,7 @@ class Consumer:
         self._given_back = 0
         self._failure: BrokerkitError | None = None
         self._wake = threading.Event()
+        self._link = Link(self, self._wake, self._born)
         self._settle_lock = threading.Lock()
         self._arrived = threading.Condition()
         self._changed = threading.Condition()
@@ -373,7 +152,7 @@ class Consumer:
     @property
     def state(self) -> Literal["connected", "disconnected", "closed"]:
         """Whether there is a session with the broker now."""
-        return "closed" if self._closed else "disconnected" if self._session.over else "connected"
+        return "closed" if self._closed else "disconnected" if self._session.ledger.over else "connected"
 
     @property
     def closed(self) -> bool:
@@ -382,7 +161,7 @@ class Consumer:
     @property
     def held(self) -> int:
         """Deliveries that are this consumer's and not settled, those in its buffer included."""
-        return len(self._session.outstanding)
+        return len(self._session.ledger.outstanding)
 
     def receive(self, max_messages: int = 100, timeout: float = 1.0) -> list[Delivery]:
         """Up to `max_messages` deliveries as soon as there is one; empty after `timeout` seconds.
@@ -396,7 +175,7 @@ class Consumer:
             keeper.overdue = False
         while True:
             self._check()
-            taken = self._take(max_messages)
+            taken = take(self._ready, max_messages)
             if self._acked_first and taken:
                 taken = self._ack_first(taken)
             if taken:
@@ -407,6 +186,7 @@ class Consumer:
                     return []
                 if not self._ready:
                     self._asking += 1
+                    self._answered()  # there is room for the pump
                     self._arrived.wait(min(left, 0.5))
                     self._asking -= 1
 
@@ -448,22 +228,25 @@ class Consumer:
         with self._changed:
             if self._closed:
                 return CloseReport()
-            self._closed = True
+            self._closed = self._link.closed = True
         with self._arrived:
             self._arrived.notify_all()
         self._pump.join(max(1.0, deadline - time.monotonic()))
         session = self._session
-        self._give_back(session, list(session.outstanding.values()))
+        self._give_back(session, list(session.ledger.outstanding.values()))
         unanswered = self._flush(max(0.0, deadline - time.monotonic()))
         self._wake.set()
         self._settler.join(max(1.0, deadline - time.monotonic()))
         for producer in self._producers.values():
             producer.close(max(0.0, deadline - time.monotonic()))
-        session.over = True
+        session.ledger.over = True
         session.receiver.close(max(0.5, deadline - time.monotonic()))
         if unanswered:
             self._report(EventKind.UNFINISHED, f"closed with {unanswered} settlements whose end is not known")
         self._tell()
+        self._ready.clear()
+        session.ledger.watched.clear()
+        self._link.consumer = None
         return CloseReport(self._given_back, unanswered)
 
     def __enter__(self) -> Consumer:
@@ -484,26 +267,10 @@ class Consumer:
         if self._closed or (self._stopping and not stopped and not self._ready):
             raise Closed(f"the consumer of {self.subscription!r} is {'closed' if self._closed else 'stopped'}")
 
-    def _take(self, most: int) -> list[Delivery]:
-        taken: list[Delivery] = []
-        ready = self._ready
-        try:
-            while len(taken) < most:
-                delivery = ready.popleft()
-                if delivery.state == "pending":
-                    taken.append(delivery)
-        except IndexError:
-            pass
-        return taken
-
     def _ack_first(self, taken: list[Delivery]) -> list[Delivery]:
         """At most once: acks, waits until the broker has taken the ack, and keeps only what it has."""
         for delivery in taken:
-            session = delivery._session
-            if session.outstanding.pop(delivery._raw.token, None) is not None:
-                delivery.state = "settling"
-                session.settling[delivery._raw.token] = delivery
-                session.acks.append(delivery._raw.token)
+            delivery._batch.ledger.ack_first(delivery)
         self._flush(self._open_timeout)
         kept = [delivery for delivery in taken if delivery.state in ("settled", "sent")]
         if len(kept) < len(taken):
@@ -513,10 +280,17 @@ class Consumer:
 
     # ------------------------------------------------------------ settling
 
+    def _session_of(self, delivery: Delivery) -> _Session:
+        """Raises what says why `delivery` cannot be settled when its session has ended."""
+        session = self._session
+        if delivery._batch.ledger is not session.ledger:
+            delivery._batch.ledger.explain(delivery)
+        return session
+
     def _nack(self, delivery: Delivery, delay: float) -> None:
         if not delay >= 0:
             raise ConfigurationError(f"delay must not be negative, got {delay}")
-        session = delivery._session
+        session = self._session_of(delivery)
         traits = session.receiver.traits
         limit = self._declared.attempts or traits.attempts
         how = traits.nack_delay if delay else traits.nack
@@ -528,30 +302,33 @@ class Consumer:
         if limit is not None and attempt is not None and attempt >= limit and self._dead_letter(session) is not None:
             self._reject(delivery, f"attempt {attempt} of {limit} failed")
             return
-        session.claim(delivery)
+        session.ledger.claim(delivery)
         if how == "native":
             behind = self._take_back(session, [delivery._raw.lane]) if traits.nack_blocks else []
-            session.nacks += [Nack(delivery._raw.token, delay), *(Nack(token, unstarted=True) for token in behind)]
+            session.ledger.nacks += [
+                Nack(delivery._token, delay),
+                *(Nack(token, unstarted=True) for token in behind),
+            ]
         else:
             headers: dict[str, str | bytes] = dict(delivery._raw.all_headers)
             headers["brokerkit-attempt"] = str((attempt or 1) + 1)
             headers.pop("brokerkit-due", None)
             if delay:
                 headers["brokerkit-due"] = str(int((time.time() + delay) * 1000))
-            self._send_on(delivery, delivery.topic, headers, delay, again=True)
+            self._send_on(session, delivery, delivery.topic, headers, delay, again=True)
         self._wake.set()
 
     def _reject(self, delivery: Delivery, reason: str) -> None:
-        session = delivery._session
+        session = self._session_of(delivery)
         dead_letter = self._dead_letter(session)
         native = session.receiver.traits.dead_letters == "native"
         if dead_letter is None:
             raise NotSupported(
                 f"subscription {self.subscription!r} has no dead letters: declare it with attempts= or dead_letter="
             )
-        session.claim(delivery)
+        session.ledger.claim(delivery)
         if native:
-            session.rejects.append(Reject(delivery._raw.token, reason))
+            session.ledger.rejects.append(Reject(delivery._token, reason))
         else:
             headers: dict[str, str | bytes] = dict(delivery._raw.all_headers)
             headers["brokerkit-dead-reason"] = reason
@@ -559,7 +336,7 @@ class Consumer:
             headers["brokerkit-dead-subscription"] = self.subscription
             headers.pop("brokerkit-due", None)
             headers.pop("brokerkit-attempt", None)  # the dead letter's own attempts begin at 1
-            self._send_on(delivery, dead_letter, headers, 0.0, again=False)
+            self._send_on(session, delivery, dead_letter, headers, 0.0, again=False)
         self._report(EventKind.DEAD_LETTERED, f"message {delivery.id}: {reason}")
         self._wake.set()
 
@@ -567,27 +344,28 @@ class Consumer:
         return self._declared.dead_letter or session.receiver.traits.dead_letter
 
     def _extend(self, delivery: Delivery, seconds: float | None) -> None:
-        session = delivery._session
+        session = self._session_of(delivery)
         traits = session.receiver.traits
         if not traits.renewable or traits.lease_seconds is None:
             raise NotSupported(
                 "leases of this broker cannot be renewed: declare(handling_seconds=…) sets how long a handler may take"
             )
-        if delivery._raw.token not in session.outstanding:
-            session.explain(delivery)
+        if delivery._token not in session.ledger.outstanding:
+            session.ledger.explain(delivery)
         with self._settle_lock:
-            session.receiver.extend([delivery._raw.token], seconds or traits.lease_seconds)
+            session.receiver.extend([delivery._token], seconds or traits.lease_seconds)
 
-    def _send_on(self, delivery: Delivery, topic: str, headers: Headers, delay: float, *, again: bool) -> None:
+    def _send_on(
+        self, session: _Session, delivery: Delivery, topic: str, headers: Headers, delay: float, *, again: bool
+    ) -> None:
         """A confirmed send of a copy, then the ack. When it does not end confirmed, the session is ended, so that
         the message is handed out again rather than forgotten."""
         raw = delivery._raw
-        session = delivery._session
         message = raw.message._replace(headers=headers, id_source="producer")
 
         def ended(receipt: Receipt) -> None:
             if receipt.state == "confirmed":
-                session.acks.append(raw.token)
+                session.ledger.acks.append(raw.token)
             else:
                 self._disconnected(session, f"a copy of message {raw.id} could not be sent on: {receipt.error}")
             self._wake.set()
@@ -610,13 +388,7 @@ class Consumer:
 
     def _give_back(self, session: _Session, deliveries: Sequence[Delivery]) -> None:
         """Nacks what nobody will settle any more."""
-        for delivery in deliveries:
-            if session.outstanding.pop(delivery._raw.token, None) is not None:
-                session.settling[delivery._raw.token] = delivery
-                session.given_back.add(delivery._raw.token)
-                session.nacks.append(Nack(delivery._raw.token, 0.0, unstarted=True))
-                delivery.state = "lost"
-                self._given_back += 1
+        self._given_back += session.ledger.give_back(deliveries)
         self._wake.set()
 
     def _give_back_ready(self) -> None:
@@ -624,13 +396,15 @@ class Consumer:
         with contextlib.suppress(IndexError):
             while True:
                 unstarted.append(self._ready.popleft())
-        self._give_back(self._session, [delivery for delivery in unstarted if delivery._session is self._session])
+        self._give_back(
+            self._session, [delivery for delivery in unstarted if delivery._batch.ledger is self._session.ledger]
+        )
 
     def _settle(self, session: _Session) -> None:
         """Passes on what has piled up. From the settler, or from the pump inside `revoked`."""
         with self._settle_lock:
-            acks, nacks, rejects = _cut(session.acks), _cut(session.nacks), _cut(session.rejects)
-            if not (acks or nacks or rejects) or session.over:
+            acks, nacks, rejects = _cut(session.ledger.acks), _cut(session.ledger.nacks), _cut(session.ledger.rejects)
+            if not (acks or nacks or rejects) or session.ledger.over:
                 return
             try:
                 session.receiver.settle(acks, nacks, rejects)
@@ -645,29 +419,36 @@ class Consumer:
             keeper = session.keeper
             self._wake.wait(min(0.5, keeper.due_in() if keeper is not None else 0.5))
             self._wake.clear()
+            session = self._session
+            keeper = session.keeper
+            session.ledger.noted = False  # before they are taken: the next ack wakes again
             if self._stopping and self._ready:
                 self._give_back_ready()
             self._settle(session)
-            if keeper is not None and not session.over:
+            if keeper is not None and not session.ledger.over:
                 self._renew(session, keeper)
-            if session.sent and time.monotonic() - answered_at > 1.0:
+            if session.ledger.sent and time.monotonic() - answered_at > 1.0:
                 self._ask_for_answers(session, 5.0)
                 answered_at = time.monotonic()
             self._tell()
-            if self._closed and not self._pump.is_alive() and not (session.acks or session.nacks or session.rejects):
+            if (
+                self._closed
+                and not self._pump.is_alive()
+                and not (session.ledger.acks or session.ledger.nacks or session.ledger.rejects)
+            ):
                 return
 
     def _renew(self, session: _Session, keeper: LeaseKeeper) -> None:
         with self._settle_lock:
             try:
-                keeper.keep(session.outstanding)
+                keeper.keep(session.ledger.outstanding)
             except ConnectionLost as error:
                 self._disconnected(session, str(error))
 
     def _ask_for_answers(self, session: _Session, timeout: float) -> None:
         with self._settle_lock:
             try:
-                if not session.over:
+                if not session.ledger.over:
                     session.receiver.flush(timeout)
             except ConnectionLost as error:
                 self._disconnected(session, str(error))
@@ -676,16 +457,16 @@ class Consumer:
         """Waits for the end of every settlement; returns how many have none."""
         deadline = time.monotonic() + timeout
         session = self._session
-        while session.settling and not session.over:
+        while session.ledger.settling and not session.ledger.over:
             self._settle(session)
             left = deadline - time.monotonic()
             if left <= 0:
                 break
             self._ask_for_answers(session, left)
             with self._changed:
-                if session.settling and not session.over:
+                if session.ledger.settling and not session.ledger.over:
                     self._changed.wait(min(left, 0.02))
-        return len(session.settling)
+        return len(session.ledger.settling)
 
     def _answered(self) -> None:
         with self._changed:
@@ -699,13 +480,13 @@ class Consumer:
             self.topics,
             self._declared,
             self.guarantee,
-            session.settled,
+            session.ledger.settled,
             session,
             prefetch=self._prefetch,
             prefetch_bytes=self._prefetch_bytes,
             timeout=self._open_timeout,
         )
-        traits = session.receiver.traits
+        traits = session.ledger.traits = session.receiver.traits
         if traits.renewable and traits.lease_seconds is not None:
             session.keeper = LeaseKeeper(traits.lease_seconds, self._max_lease, session.receiver.extend)
         return session
@@ -713,7 +494,7 @@ class Consumer:
     def _run_pump(self) -> None:
         while not self._closed:
             session = self._session
-            if session.over:
+            if session.ledger.over:
                 if not self._reconnect():
                     return
                 continue
@@ -740,10 +521,7 @@ class Consumer:
         incoming = session.receiver.receive(min(room, _FETCH), 0.1)
         if not incoming:
             return
-        session.largest = max(session.largest, max([raw.size for raw in incoming]))
-        now = time.monotonic()
-        deliveries = [Delivery(raw, session, now) for raw in incoming]
-        session.outstanding.update(zip([raw.token for raw in incoming], deliveries, strict=True))
+        deliveries = session.ledger.take_in(incoming, time.monotonic())
         if self._stopping:
             self._give_back(session, deliveries)
             return
@@ -752,30 +530,28 @@ class Consumer:
             self._arrived.notify_all()
 
     def _room(self, session: _Session) -> int:
-        """How many more may be in flight. Refilled from half empty, in batches, or when nothing is ready."""
+        """How many more may be in flight. Refilled from half empty, in batches, or when nothing is ready; not while
+        plenty is."""
         if self._stopping:
             return 0
         if session.keeper is not None and session.keeper.overdue and not self._asking:
             return 0  # a handler that hangs would get its own messages again, and keep them for another while
-        held = len(session.outstanding)
-        if held > self._prefetch // 2 and self._ready:
+        held, ready = len(session.ledger.outstanding), len(self._ready)
+        if ready >= _PLENTY or (ready and held > self._prefetch // 2):
             return 0
-        if held * session.largest >= self._prefetch_bytes and session.bytes_held() >= self._prefetch_bytes:
+        if (
+            held * session.ledger.largest >= self._prefetch_bytes
+            and session.ledger.bytes_held() >= self._prefetch_bytes
+        ):
             return 0
         return self._prefetch - held
 
     def _disconnected(self, session: _Session, reason: str) -> None:
-        if session.over:
+        if session.ledger.over:
             return
-        session.over = True
-        session.drop(list(session.outstanding), reason)
-        with contextlib.suppress(KeyError):
-            while session.settling:
-                _, delivery = session.settling.popitem()
-                if delivery.state != "lost":
-                    delivery.state = "unknown"
-                    if self._on_end is not None:
-                        self._ended.append(delivery)
+        session.ledger.over = True
+        session.ledger.drop(list(session.ledger.outstanding), reason)
+        self._ended.extend(session.ledger.forget())
         if not self._closed:
             self._report(EventKind.DISCONNECTED, reason)
         self._answered()
@@ -834,20 +610,21 @@ class Consumer:
         for delivery in unstarted:
             with contextlib.suppress(ValueError):
                 self._ready.remove(delivery)
-                session.drop([delivery._raw.token], "its partition went to another consumer")
+                session.ledger.drop([delivery._token], "its partition went to another consumer")
         deadline = time.monotonic() + timeout
         while True:
             self._settle(session)
             if not self._held(session, gone) or time.monotonic() >= deadline:
                 break
             self._wake.clear()
+            session.ledger.noted = False
             self._wake.wait(0.01)
         self._settle(session)
-        session.drop(self._held(session, gone), "its partition went to another consumer")
+        session.ledger.drop(self._held(session, gone), "its partition went to another consumer")
         self._report(EventKind.REVOKED, ", ".join(map(str, lanes)))
 
     def _lost(self, session: _Session, lanes: Sequence[Hashable], reason: str) -> None:
-        session.drop(self._held(session, set(lanes)), reason)
+        session.ledger.drop(self._held(session, set(lanes)), reason)
         self._report(EventKind.LOST, f"{', '.join(map(str, lanes))}: {reason}")
 
     def _take_back(self, session: _Session, lanes: Sequence[Hashable]) -> list[Token]:
@@ -857,13 +634,11 @@ class Consumer:
         for delivery in [delivery for delivery in list(self._ready) if delivery._raw.lane in gone]:
             with contextlib.suppress(ValueError):
                 self._ready.remove(delivery)
-                if session.outstanding.pop(delivery._raw.token, None) is not None:
-                    delivery.state = "lost"
-                    tokens.append(delivery._raw.token)
+                tokens += session.ledger.drop([delivery._token], "a message before it comes again")
         return tokens
 
     def _held(self, session: _Session, lanes: set[Hashable]) -> list[Token]:
-        return [token for token, held in list(session.outstanding.items()) if held._raw.lane in lanes]
+        return [token for token, held in list(session.ledger.outstanding.items()) if held._raw.lane in lanes]
 
     # ------------------------------------------------------------ telling
 

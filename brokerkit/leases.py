@@ -20,8 +20,9 @@ _BATCH = 500
 class Held(Protocol):
     """What the keeper needs to know of an outstanding delivery."""
 
-    _received: float
-    """time.monotonic() at receipt."""
+    @property
+    def _received(self) -> float:
+        """time.monotonic() at receipt."""
 
 
 class LeaseKeeper:

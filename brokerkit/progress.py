@@ -46,6 +46,19 @@ class Progress(Generic[T]):
         self._ahead.append(position)
         return True
 
+    def settle_all(self, positions: list[int]) -> list[int]:
+        """`settle` for each; returns those for which it is False."""
+        if self._limit is not None:
+            return [position for position in positions if not self.settle(position)]
+        refused: list[int] = []
+        handed_out, ahead = self.open, self._ahead
+        for position in positions:
+            if handed_out.pop(position, None) is None:
+                refused.append(position)
+            else:
+                ahead.append(position)
+        return refused
+
     def give_back(self, position: int) -> list[int]:
         """`position` will not be settled here any more, so the place can never pass it. Returns the settled
         positions behind it, which will be handed out again with it."""

@@ -1,114 +1,134 @@
-"""A message as received, decoded only as far as it is read."""
+"""A message as received, decoded only as far as it is read. Compiled where there is a compiler: each passes here."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any, Final
 
 from confluent_kafka import TIMESTAMP_NOT_AVAILABLE
-from confluent_kafka import Message as Native
+from mypy_extensions import mypyc_attr
 
-from brokerkit.driver import Incoming, Position
-from brokerkit.message import NO_HEADERS, Headers, IdSource
+from brokerkit.driver import Position
+from brokerkit.message import NO_HEADERS, RESERVED, Headers, IdSource, Message, make
 
-if TYPE_CHECKING:
-    from brokerkit_kafka.lane import Lane
+_ID: Final = "brokerkit-id"
+_CONTENT_TYPE: Final = "brokerkit-content-type"
+_BYTES: Final = "brokerkit-bytes"
 
-_OWN = frozenset({"brokerkit-id", "brokerkit-content-type", "brokerkit-bytes"})
+
+@mypyc_attr(acyclic=True)
+class Place:
+    """Where the messages of a lane come from. It knows nothing of the lane, so that what is received makes no cycle."""
+
+    __slots__ = ("base", "name", "native_topic", "partition", "retried", "topic", "topic_id")
+
+    def __init__(self, base: int, name: str, native_topic: str, partition: int, topic: str, topic_id: str) -> None:
+        self.base = base
+        self.name = name
+        self.native_topic = native_topic
+        self.partition = partition
+        self.topic = topic
+        self.topic_id = topic_id
+        self.retried = native_topic != topic
 
 
-class KafkaIncoming(Incoming):
-    """`token` is the lane's base and the offset, so that it belongs to one assignment only. Made empty and filled in by
-    who fetched it: a call of `__init__` costs as much as the rest, and each message pays it.
+@mypyc_attr(acyclic=True)
+class KafkaIncoming:
+    """A driver's Incoming in all but the base class, which is not compiled.
+
+    `token` is the lane's base and the offset, so that it belongs to one assignment only.
 
     Foreign bytes: a key or header name that is not UTF-8 keeps its bytes as surrogate escapes; a header value is
     text where it is UTF-8 and bytes otherwise; an absent header value is empty bytes; of a repeated name the last
     one counts. The originals are in `native`.
     """
 
-    __slots__ = ("_attempt", "_lane", "native", "size", "token")
+    __slots__ = ("_attempt", "_place", "native", "size", "token")
 
-    native: Native
-    size: int
-    token: int
-    _lane: Lane
-    _attempt: int | None
+    def __init__(self, native: Any, place: Place, token: Any, size: Any) -> None:
+        self.native = native
+        self.token = token
+        self.size = size
+        self._place = place
+        self._attempt: int | None = None
 
     @property
     def offset(self) -> int:
-        offset: int = self.token - self._lane.base
-        return offset
+        token: int = self.token
+        return token - self._place.base
 
     @property
-    def body(self) -> bytes | None:  # type: ignore[override]
-        return self.native.value()
+    def body(self) -> bytes | None:
+        body: bytes | None = self.native.value()
+        return body
 
     @property
-    def id(self) -> str:  # type: ignore[override]
+    def id(self) -> str:
+        """See `id_source` for what it recognises."""
         try:
-            headers: Any = self.native.headers()
-            name, value = headers[0]
-            if name == "brokerkit-id" and value:
-                return str(value.decode())
-        except (TypeError, IndexError, UnicodeDecodeError):
+            headers: list[tuple[str, bytes | None]] | None = self.native.headers()
+            if headers:
+                name, value = headers[0]
+                if name == _ID and value:
+                    return value.decode()
+        except UnicodeDecodeError:
             pass  # a foreign producer's: looked for in full
-        return self._own("brokerkit-id") or self._native_id()
+        return self._own(_ID) or self._native_id()
 
     @property
-    def id_source(self) -> IdSource:  # type: ignore[override]
-        return "producer" if self._own("brokerkit-id") else "native"
+    def id_source(self) -> IdSource:
+        return "producer" if self._own(_ID) else "native"
 
     @property
-    def key(self) -> str | None:  # type: ignore[override]
-        key = self.native.key()
+    def key(self) -> str | None:
+        key: bytes | None = self.native.key()
         return None if key is None else key.decode("utf-8", "surrogateescape")
 
     @property
-    def all_headers(self) -> Headers:  # type: ignore[override]
-        found: dict[str, str | bytes] = {}
-        for name, value in self._raw():
-            if name not in _OWN:
-                try:
-                    found[name] = value.decode()  # type: ignore[union-attr]
-                except AttributeError:
-                    found[name] = b""
-                except UnicodeDecodeError:
-                    found[name] = value  # type: ignore[assignment]
-            elif name == "brokerkit-bytes":
-                for marked in _names(value):
-                    text = found.get(marked)
-                    if isinstance(text, str):
-                        found[marked] = text.encode()
-        return MappingProxyType(found) if found else NO_HEADERS
+    def headers(self) -> Headers:
+        """The producer's headers, without brokerkit's own."""
+        return self._decoded(False)
 
     @property
-    def content_type(self) -> str | None:  # type: ignore[override]
-        return self._own("brokerkit-content-type")
+    def all_headers(self) -> Headers:
+        """The producer's headers, and brokerkit's own (`brokerkit-…`)."""
+        return self._decoded(True)
 
     @property
-    def published_at(self) -> int:  # type: ignore[override]
+    def content_type(self) -> str | None:
+        return self._own(_CONTENT_TYPE)
+
+    @property
+    def published_at(self) -> int:
+        """Milliseconds since the epoch; 0 when unknown."""
         kind, at = self.native.timestamp()
         return 0 if kind == TIMESTAMP_NOT_AVAILABLE else at
 
     @property
-    def position(self) -> Position:  # type: ignore[override]
-        return Position(self._lane.native_topic, self._lane.partition, self.offset)
+    def position(self) -> Position:
+        return Position(self._place.native_topic, self._place.partition, self.offset)
 
     @property
-    def attempt(self) -> int | None:  # type: ignore[override]
-        if self._attempt is None and self._lane.retried:
+    def attempt(self) -> int | None:
+        if self._attempt is None and self._place.retried:
             self._attempt = self._number("brokerkit-attempt")
         return self._attempt
 
     @property
-    def lane(self) -> Hashable:  # type: ignore[override]
-        return self._lane.name
+    def lane(self) -> str:
+        return self._place.name
 
     @property
-    def topic(self) -> str:  # type: ignore[override]
-        return self._lane.topic
+    def topic(self) -> str:
+        return self._place.topic
+
+    @property
+    def message(self) -> Message:
+        """The message, apart from this handing-over of it."""
+        fields = (self.body, self.id, self.key, self.headers, self.content_type, self.published_at, self.id_source)
+        message: Message = make(Message, fields)
+        return message
 
     @property
     def due(self) -> float:
@@ -121,9 +141,31 @@ class KafkaIncoming(Incoming):
 
     def _raw(self) -> list[tuple[str, bytes | None]]:
         try:
-            return self.native.headers() or []  # type: ignore[return-value]
+            return self.native.headers() or []
         except UnicodeDecodeError:  # a header name of a foreign producer that the client cannot show
             return []
+
+    def _decoded(self, ours: bool) -> Headers:
+        """What users put there, and what brokerkit put there for itself if `ours`; never what became a field."""
+        found: dict[str, str | bytes] = {}
+        for name, value in self._raw():
+            if name.startswith(RESERVED):
+                if name == _BYTES:
+                    for marked in _names(value):
+                        text = found.get(marked)
+                        if isinstance(text, str):
+                            found[marked] = text.encode()
+                    continue
+                if not ours or name in (_ID, _CONTENT_TYPE):
+                    continue
+            if value is None:
+                found[name] = b""
+            else:
+                try:
+                    found[name] = value.decode()
+                except UnicodeDecodeError:
+                    found[name] = value
+        return MappingProxyType(found) if found else NO_HEADERS
 
     def _own(self, name: str) -> str | None:
         for found, value in self._raw():
@@ -139,7 +181,10 @@ class KafkaIncoming(Incoming):
         return int(text) if text is not None and text.isascii() and text.isdigit() else None
 
     def _native_id(self) -> str:
-        return f"{self._lane.topic_id}/{self._lane.partition}@{self.offset}"
+        return f"{self._place.topic_id}/{self._place.partition}@{self.offset}"
+
+    def __repr__(self) -> str:
+        return f"Received(id={self.id!r})"
 
 
 def _names(text: bytes | None) -> list[str]:

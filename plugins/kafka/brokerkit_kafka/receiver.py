@@ -6,7 +6,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka import Message as Native
@@ -27,7 +27,7 @@ from brokerkit.driver import (
 from brokerkit.errors import BrokerkitError, Closed, ConfigurationError, ConnectionLost, NotSupported, PositionLost
 from brokerkit_kafka.errors import fetching, made, translated
 from brokerkit_kafka.incoming import KafkaIncoming
-from brokerkit_kafka.lane import SHIFT, Lane
+from brokerkit_kafka.lane import SHIFT, Lane, admit, settle
 from brokerkit_kafka.outage import Forgotten, Outage
 
 T = TypeVar("T")
@@ -38,7 +38,6 @@ _MANY = 5000
 """Acks after which a commit is due at once: all that is settled and not committed is held in memory."""
 SLICE = 0.02
 """Seconds of one poll: what other threads have noted down waits no longer."""
-_MASK = (1 << SHIFT) - 1
 _IDLE = 0.5
 """Seconds without room before partitions are paused: pausing throws away what librdkafka has fetched ahead."""
 _STASH = 100
@@ -132,7 +131,7 @@ class KafkaReceiver(Receiver):
                     self._keep_alive(wait)
                 self._check()
                 if found or time.monotonic() >= deadline:
-                    return found
+                    return cast("Sequence[Incoming]", found)
 
     def _again(self, room: int) -> list[KafkaIncoming]:
         """Messages whose time to be handed out again has come."""
@@ -162,30 +161,10 @@ class KafkaReceiver(Receiver):
 
     def _admit(self, batch: Sequence[Native]) -> list[KafkaIncoming]:
         """What of a fetched batch is ours and may be handed out now."""
-        found: list[KafkaIncoming] = []
-        lanes = self._lanes
-        for native in batch:
-            error = native.error()
-            if error is not None:
-                self._fail(fetching(f"{native.topic()}/{native.partition()}", error))
-                continue
-            lane = lanes.get((native.topic(), native.partition()))  # type: ignore[arg-type]
-            if lane is None:
-                continue
-            progress = lane.progress
-            offset: int = native.offset()  # type: ignore[assignment]
-            if offset <= progress.last:
-                continue
-            incoming = KafkaIncoming()
-            incoming.native = native
-            incoming.size = len(native)
-            incoming.token = lane.base + offset
-            incoming._lane = lane
-            incoming._attempt = None
-            progress.open[offset] = incoming
-            progress.last = offset
-            if not ((lane.waiting or lane.retried) and lane.holds(incoming)):
-                found.append(incoming)
+        failed: list[Native] = []
+        found = admit(batch, self._lanes, failed)
+        for native in failed:
+            self._fail(fetching(f"{native.topic()}/{native.partition()}", native.error()))  # type: ignore[arg-type]
         if found:
             self._outage.over()
         return found
@@ -242,10 +221,7 @@ class KafkaReceiver(Receiver):
         with self._lock:
             by_number = self._by_number
             self._acked += len(acks)
-            for token in acks:
-                lane = by_number.get(token >> SHIFT)
-                if lane is None or not lane.progress.settle(token & _MASK):
-                    lost.append(token)
+            lost += settle(acks, by_number)
             waiting = {nack.token >> SHIFT for nack in nacks if not nack.unstarted}
             waiting |= {number for number, lane in by_number.items() if lane.waiting}
             for nack in nacks:
@@ -254,7 +230,7 @@ class KafkaReceiver(Receiver):
                     continue
                 back.append(nack.token)
                 if nack.token >> SHIFT not in waiting:
-                    lost += by_number[nack.token >> SHIFT].give_back(nack.token & _MASK)
+                    lost += by_number[nack.token >> SHIFT].give_back(nack.token)
         self._report((back, End.SETTLED, ""), (lost, End.LOST, "it will be handed out again"))
         for nack in nacks:
             if nack.token >> SHIFT in waiting:
@@ -281,7 +257,7 @@ class KafkaReceiver(Receiver):
     def _open(self, token: Token) -> KafkaIncoming | None:
         """What was handed out as `token` and is not settled."""
         lane = self._by_number.get(token >> SHIFT)
-        return lane.progress.open.get(token & _MASK) if lane is not None else None
+        return lane.progress.open.get(token) if lane is not None else None
 
     def flush(self, timeout: float) -> None:
         deadline = time.monotonic() + timeout
@@ -309,7 +285,7 @@ class KafkaReceiver(Receiver):
         with self._lock:
             for lane in self._lanes.values():
                 if lane.waiting:
-                    lost += lane.give_back(min(incoming.offset for *_, incoming in lane.waiting))
+                    lost += lane.give_back(lane.base + min(incoming.offset for *_, incoming in lane.waiting))
                     self._failure = ConnectionLost("the receiver was flushed while nobody received")
         self._report((lost, End.LOST, "a message before it waits: it will be handed out again"))
 
@@ -348,7 +324,7 @@ class KafkaReceiver(Receiver):
 
     @staticmethod
     def _mark(lane: Lane) -> TopicPartition:
-        lane.asked = lane.progress.place
+        lane.asked = lane.reached()
         return TopicPartition(lane.native_topic, lane.partition, lane.asked, metadata=lane.metadata)
 
     def _on_commit(self, error: KafkaError | None, offsets: Sequence[TopicPartition]) -> None:

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from confluent_kafka import OFFSET_STORED, Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka import Message as Native
@@ -102,7 +102,7 @@ class KafkaTransactor(Transactor):
             if self._void is not None:
                 raise LeaseLost(self._void)
             if found or time.monotonic() >= deadline:
-                return found
+                return cast("Sequence[Incoming]", found)
 
     def send(self, topic: str, fields: Fields) -> None:
         self._producer.send(topic, fields)
@@ -183,13 +183,7 @@ class KafkaTransactor(Transactor):
                     offset = begin - 1
             if lane is not None and (at := native.offset()) >= begin:  # type: ignore[operator]
                 offset = at  # type: ignore[assignment]
-                incoming = KafkaIncoming()
-                incoming.native = native
-                incoming.size = len(native)
-                incoming.token = base + offset
-                incoming._lane = lane
-                incoming._attempt = None
-                append(incoming)
+                append(KafkaIncoming(native, lane.place, base + offset, len(native)))
         if lane is not None:
             lane.asked = offset + 1
         if found and self._group is None and not self._join():

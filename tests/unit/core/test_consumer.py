@@ -1,6 +1,8 @@
 """What the portable layer makes of deliveries, settlements, and a receiver's events."""
 
+import gc
 import threading
+import weakref
 
 import pytest
 from scripted import ScriptedDriver, ScriptedIncoming, until
@@ -36,6 +38,55 @@ def test_acks_reach_the_driver_and_their_end_is_told():
         assert sorted(receiver.acks) == [0, 1, 2]
         assert {delivery.state for delivery in deliveries} == {"settled"}
         until(lambda: len(ended) == 3)
+
+
+def test_a_delivery_tells_its_own_end_when_its_token_is_handed_out_again():
+    driver = ScriptedDriver()
+    broker, consumer, receiver = opened(driver)
+    with broker:
+        receiver.queue.append(ScriptedIncoming(1))
+        [first] = received(consumer, 1)
+        first.nack()
+        assert consumer.flush(5) == 0
+        receiver.queue.append(ScriptedIncoming(1))
+        [again] = received(consumer, 1)
+        with pytest.raises(brokerkit.AlreadySettled):
+            first.ack()
+        assert (first.state, again.state) == ("settled", "pending")
+        driver.answer = None
+        again.ack()
+        until(lambda: receiver.acks == [1])
+        assert (first.state, again.state) == ("settled", "settling")
+        receiver.settled([Settlement([1], End.SENT)])
+        assert (first.state, again.state) == ("settled", "sent")
+        receiver.settled([Settlement([1], End.LOST)])
+        assert (first.state, again.state) == ("settled", "lost")
+
+
+def test_deliveries_that_are_kept_after_the_close_keep_nothing_else():
+    class User:
+        def __init__(self, broker):
+            self.kept = []
+            self.consumer = broker.consumer("topic", subscription="sub-a", on_end=self.kept.append)
+
+    def used(driver):
+        with Broker(driver, "scripted", None) as broker:
+            user = User(broker)
+            driver.receivers.pop().queue.extend(ScriptedIncoming(number) for number in range(4))
+            held = user.held = received(user.consumer, 4)
+            held[0].ack()
+            until(lambda: user.kept)
+            user.consumer.close()
+            with pytest.raises(brokerkit.AlreadySettled):
+                held[0].nack()
+            for settle in (held[1].ack, held[2].nack, held[3].reject):
+                with pytest.raises(brokerkit.Closed):
+                    settle()
+            return weakref.ref(user)
+
+    gone = used(ScriptedDriver())
+    gc.collect()
+    assert gone() is None
 
 
 def test_no_more_than_the_bound_is_in_flight():

@@ -40,6 +40,14 @@ def test_a_position_settles_once() -> None:
     assert not progress.settle(6)
 
 
+def test_many_settle_like_each_by_itself() -> None:
+    progress = handed_out(1, 2, 3, 4)
+    assert progress.settle_all([2, 1, 2, 9]) == [2, 9]
+    assert progress.advance() == [1, 2]
+    progress.give_back(3)
+    assert progress.settle_all([4]) == [4]
+
+
 def test_the_place_never_passes_what_was_given_back() -> None:
     progress = handed_out(1, 2, 3, 4)
     progress.settle(3)

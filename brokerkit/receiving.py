@@ -161,6 +161,8 @@ class Delivery:
         if not ledger.noted:
             ledger.noted = True
             ledger.wake.set()
+        if ledger.over:
+            ledger.overtaken()
 
     def nack(self, delay: float = 0.0) -> None:
         """Give the message back, to be handed out again `delay` seconds from now at the earliest.
@@ -298,6 +300,8 @@ class Ledger:
         if self.telling:
             self.watched[token] = delivery
         delivery._claimed = True
+        if self.over:
+            self.overtaken()
 
     def owner(self, delivery: Delivery) -> Consumer:
         """Who settles what is not simply acked; raises, as for a delivery that cannot be settled, once it is closed."""
@@ -370,6 +374,14 @@ class Ledger:
                         told.append(delivery)
                 self.settling.pop(token, None)
         return told
+
+    def overtaken(self) -> None:
+        """The session ended while something was being settled, which came too late to be forgotten with the rest."""
+        told = self.forget()
+        consumer = self.link.consumer
+        if consumer is not None:
+            consumer._ended.extend(told)
+            self.wake.set()
 
     def settled(self, settlements: Sequence[Settlement]) -> None:
         """From the receiver, in any thread."""

@@ -146,6 +146,22 @@ def test_an_ack_without_an_answer_before_the_end_is_unknown():
         until(lambda: delivery.state == "unknown")
 
 
+@pytest.mark.parametrize("settle", ["ack", "nack"])
+def test_an_ack_in_the_moment_of_the_end_is_unknown(settle):
+    """The session is over, and this delivery has not been told yet."""
+    driver = ScriptedDriver()
+    ended = []
+    broker, consumer, receiver = opened(driver, on_end=ended.append)
+    with broker:
+        receiver.queue.append(ScriptedIncoming(1))
+        [delivery] = received(consumer, 1)
+        consumer._session.ledger.over = True
+        getattr(delivery, settle)()
+        assert delivery.state == "unknown"
+        until(lambda: ended == [delivery])
+        assert consumer.flush(5) == 0
+
+
 def test_sent_may_become_settled_or_lost():
     driver = ScriptedDriver()
     driver.answer = End.SENT

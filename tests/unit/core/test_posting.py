@@ -1,7 +1,9 @@
 """What the portable layer makes of a sender that takes messages one by one and tells each receipt how it ended."""
 
+import gc
 import threading
 import time
+import weakref
 
 import pytest
 from scripted import ScriptedDriver, until
@@ -253,6 +255,26 @@ def test_on_end_is_called_once_with_the_receipt(driver, broker):
     driver.senders[0].stored()
     time.sleep(0.05)
     assert len(ended) == 2
+
+
+def test_a_receipt_that_has_ended_lets_its_callback_go(driver, broker):
+    """It is no matter for the collector, and callbacks tend to hold what holds the receipt."""
+
+    class Kept:
+        def __init__(self):
+            self.receipts = []
+
+        def ended(self, receipt):
+            self.told = receipt
+
+    kept = Kept()
+    receipt = broker.producer("topic").send(b"x", on_end=kept.ended)
+    kept.receipts.append(receipt)
+    driver.senders[0].stored(0)
+    until(lambda: getattr(kept, "told", None) is receipt)
+    gone = weakref.ref(kept)
+    kept = None
+    until(lambda: gc.collect() is not None and gone() is None)
 
 
 def test_threads_that_send_at_once_lose_nothing(driver, broker):

@@ -5,8 +5,9 @@ DISTRIBUTIONS = . plugins/memory plugins/sqlite plugins/rabbitmq plugins/kafka p
 EDITABLE = $(foreach path,$(DISTRIBUTIONS),--editable ./$(path))
 
 # What each message passes is compiled where there is a C compiler, and interpreted elsewhere.
-compiled = $(addprefix $(1),$(shell sed -n 's/^modules = \[\(.*\)\]$$/\1/p' $(1)pyproject.toml | tr -d '",'))
-COMPILED = $(call compiled,) $(call compiled,plugins/kafka/)
+COMPILING = $(patsubst %/hatch_build.py,./%,./hatch_build.py $(wildcard plugins/*/hatch_build.py))
+compiled = $(addprefix $(1)/,$(shell sed -n 's/^modules = \[\(.*\)\]$$/\1/p' $(1)/pyproject.toml | tr -d '",'))
+COMPILED = $(foreach path,$(COMPILING),$(call compiled,$(path)))
 
 install: .venv/installed .venv/compiled
 
@@ -18,7 +19,7 @@ install: .venv/installed .venv/compiled
 	@touch $@
 
 .venv/compiled: .venv/installed hatch_build.py $(COMPILED)
-	.venv/bin/pip install --quiet --no-deps --no-build-isolation --editable . --editable ./plugins/kafka
+	.venv/bin/pip install --quiet --no-deps --no-build-isolation $(foreach path,$(COMPILING),--editable $(path))
 	@.venv/bin/python tools/compiled.py
 	@touch $@
 

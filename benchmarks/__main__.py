@@ -25,7 +25,7 @@ import brokerkit
 from benchmarks.brokers import started
 from benchmarks.measure import SideFailed, Work, measure, once, peers
 from benchmarks.works import WORKS, Broker, costs, latencies
-from brokerkit import sending
+from brokerkit._compiled import COMPILED
 from brokerkit.errors import BrokerkitError
 from brokerkit.local.contract import StartFailed, Unavailable
 
@@ -153,7 +153,7 @@ def _whole(
         "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "python": platform.python_version(),
         "brokerkit": brokerkit.__version__,
-        "compiled": not str(sending.__file__).endswith(".py"),
+        "compiled": COMPILED,
         "clients": {**{name: _version(name) for name in CLIENTS}, **_elsewhere()},
         "brokers": about,
         "unavailable": unavailable,

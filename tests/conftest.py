@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from brokerkit import sending
+from brokerkit._compiled import COMPILED
 
 ROOT = Path(__file__).parents[1]
 
 
 def pytest_configure() -> None:
-    if sending.__file__.endswith(".py"):
-        return  # interpreted
+    if not COMPILED:
+        return
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     for folder in (ROOT / "brokerkit", *(ROOT / "plugins").glob("*/brokerkit_*")):
         for compiled in folder.glob(f"*{suffix}"):

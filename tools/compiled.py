@@ -1,8 +1,8 @@
 """Says so when brokerkit is interpreted here, and what would compile it."""
 
-from brokerkit import sending
+from brokerkit._compiled import COMPILED
 
-if sending.__file__.endswith(".py"):
+if not COMPILED:
     print(
         "brokerkit's hot path is interpreted here. To compile it: apt-get install gcc python3-dev, then make -B install"
     )

@@ -15,17 +15,6 @@ def driver():
     return ScriptedDriver()
 
 
-@pytest.fixture
-def events():
-    return []
-
-
-@pytest.fixture
-def broker(driver, events):
-    with Broker(driver, "scripted", events.append) as broker:
-        yield broker
-
-
 def test_a_range_confirms_every_message_in_it(driver, broker):
     producer = broker.producer("topic")
     receipts = producer.send_many([b"0", b"1", b"2", b"3"])

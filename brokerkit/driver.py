@@ -113,7 +113,7 @@ class SenderEvents(Protocol):
     """What a sender tells the layer; every call returns quickly and never raises."""
 
     def told(self, receipts: int) -> None:
-        """So many receipts of `Sender.post` were told how they ended since the last call."""
+        """So many receipts of `Poster.post` were told how they ended since the last call."""
 
     def disconnected(self, reason: str) -> None: ...
     def trouble(self, reason: str) -> None: ...
@@ -123,7 +123,7 @@ class SenderEvents(Protocol):
 
 
 class Posted(Protocol):
-    """A message given to `Sender.post`, to be told once how it ended; from any thread. Nothing else happens in here."""
+    """A message given to `Poster.post`, to be told once how it ended; from any thread. Nothing else happens in here."""
 
     def stored(self, topic: str, lane: int | str, place: int | str | None) -> None:
         """The broker has it, at these fields of a Position; `place` is None where it tells none."""
@@ -139,20 +139,17 @@ taken)."""
 
 
 class Sender(ABC):
-    """One session that sends to one topic, taking messages in one of two ways.
+    """One session that sends to one topic.
 
-    With `send` it numbers the messages it takes 0, 1, 2, … in order. For `at_least_once` and `exactly_once` each number
+    It numbers the messages it takes 0, 1, 2, … in order. For `at_least_once` and `exactly_once` each number
     gets exactly one outcome (a range may cover many), also when the session ends. For `at_most_once` it
     reports no Confirmed and no Unknown: Refused only, for what certainly was not written.
-
-    With `post`, for clients that call back for each message, it tells every message it takes its end (for
-    `at_most_once` those alone that were not written), and then calls `events.told`, once for many. `post` is called by
-    one thread at a time, and may call that itself.
     """
 
     post: Post | None = None
-    """Where it is set, `send` is never called."""
+    """A Poster's."""
 
+    @abstractmethod
     def send(self, messages: Sequence[Message], delay: float = 0.0) -> int:
         """Takes a prefix of `messages` and returns its length; fewer means full for now, offer the rest later.
 
@@ -161,11 +158,23 @@ class Sender(ABC):
         where `Capabilities.delayed_send` is true. Asynchronous drivers return at once; blocking drivers
         return when every message has its outcome.
         """
-        raise NotImplementedError
 
     @abstractmethod
     def close(self, timeout: float) -> None:
         """Ends the session within `timeout` seconds; what is outstanding by then is reported Unknown or Refused."""
+
+
+class Poster(Sender):
+    """A sender over a client that calls back for each message: `post` takes them one by one; `send` is never called.
+
+    It tells every message it takes its end (for `at_most_once` those alone that were not written), and then calls
+    `events.told`, once for many. `post` is called by one thread at a time, and may call that itself.
+    """
+
+    post: Post
+
+    def send(self, messages: Sequence[Message], delay: float = 0.0) -> int:
+        raise NotSupported("this sender takes messages by post, one by one")
 
 
 # ---------------------------------------------------------------- receiving

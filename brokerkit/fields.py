@@ -37,7 +37,7 @@ def checked(
     wrong type; the error names it."""
     return (
         checked_body(body),
-        new_id() if id is None else checked_id(id),
+        new_id() if id is None else checked_text("id", id),
         None if key is None else checked_text("key", key),
         checked_headers(headers) if headers else NO_HEADERS,
         None if content_type is None else checked_text("content_type", content_type),
@@ -55,10 +55,6 @@ def checked_body(body: object) -> bytes | None:
             f"body must be bytes, not {type(body).__name__}: encode it first, for example json.dumps(value).encode()"
         )
     return bytes(body)
-
-
-def checked_id(id: object) -> str:
-    return id if isinstance(id, str) and id and id.isascii() else checked_text("id", id)
 
 
 def checked_text(name: str, value: object) -> str:

@@ -122,9 +122,7 @@ class Received:
     @property
     def message(self) -> Message:
         """The message, apart from this handing-over of it."""
-        fields = (self.body, self.id, self.key, self.headers, self.content_type, self.published_at, self.id_source)
-        message: Message = make(Message, fields)
-        return message
+        return message_of(self)
 
     def __repr__(self) -> str:
         return f"Received(id={self.id!r})"
@@ -132,6 +130,13 @@ class Received:
 
 make: Callable[..., Any] = tuple.__new__
 """`make(Message, fields)` builds a message from fields already known to be right."""
+
+
+def message_of(that: Any) -> Message:
+    """The message of something that has its fields as attributes."""
+    fields = (that.body, that.id, that.key, that.headers, that.content_type, that.published_at, that.id_source)
+    message: Message = make(Message, fields)
+    return message
 
 
 def stamped(fields: Fields) -> Message:

@@ -264,15 +264,7 @@ class Producer:
             with self._lock:
                 session = self._session
                 window = self._window
-                if (
-                    session is not None
-                    and session.sender.post is None
-                    and not window.backlog
-                    and not window.again
-                    and len(session.receipts) < self._max_in_flight
-                    and window.bytes_in - window.bytes_out < self._max_bytes
-                    and not window.closing
-                ):
+                if session is not None and session.sender.post is None and window.is_clear(len(session.receipts)):
                     receipt.attempts = 1
                     number = session.next
                     session.receipts[number] = receipt
@@ -412,24 +404,19 @@ class Producer:
 
     def _take_outcomes(self, session: _Session, outcomes: Sequence[Outcome]) -> None:
         pop = session.receipts.pop
-        ended = self._window.ended
+        confirm = self._window.confirm
         with self._outcomes:
             for outcome in outcomes:
                 if not isinstance(outcome, Confirmed):
                     self._not_confirmed(session, outcome)
                     continue
                 first, last, positions = outcome
-                size = 0
                 for number in range(first, last + 1):
                     receipt = pop(number, None)
                     if receipt is not None:
-                        size += len(receipt.body or b"")
                         if positions is not None:
                             receipt._place = positions[number - first]
-                        receipt._confirm()
-                        if receipt._on_end is not None:
-                            ended.append(receipt)
-                self._window.bytes_out += size
+                        confirm(receipt)
         self._make_room()
 
     def _take_told(self, receipts: int) -> None:

@@ -13,17 +13,7 @@ from mypy_extensions import mypyc_attr
 
 from brokerkit import _fork
 from brokerkit.errors import ConnectionLost, SendError, SendRefused, SendUnknown
-from brokerkit.fields import (
-    NO_HEADERS,
-    Headers,
-    IdSource,
-    checked_body,
-    checked_headers,
-    checked_id,
-    checked_text,
-    new_id,
-    now_ms,
-)
+from brokerkit.fields import NO_HEADERS, Headers, IdSource, checked, now_ms
 
 if TYPE_CHECKING:
     from brokerkit.message import Message, Position
@@ -97,11 +87,9 @@ class Receipt:
     @property
     def message(self) -> Message:
         """What is sent."""
-        from brokerkit.message import Message, make
+        from brokerkit.message import message_of
 
-        fields = (self.body, self.id, self.key, self.headers, self.content_type, self.published_at, self.id_source)
-        message: Message = make(Message, fields)
-        return message
+        return message_of(self)
 
     @property
     def position(self) -> Position | None:
@@ -214,7 +202,7 @@ class Window:
         self._release = self.lock.release
         self.outcomes: Any = threading.Lock()
         self.post: Any = None
-        """The session's Sender.post; None while there is no session, or where the driver takes batches."""
+        """The session's Poster.post; None while there is no session, or where the driver takes batches."""
         self.closing = False
         self.backlog: deque[Receipt] = deque()
         """Taken, and not handed to the client yet."""
@@ -253,14 +241,8 @@ class Window:
         """Producer.send: handed to the client, or else put behind what waits."""
         if self.closing or self._born != _fork.generation:
             self._refuse()
-        receipt = Receipt(
-            checked_body(body),
-            new_id() if id is None else checked_id(id),
-            None if key is None else checked_text("key", key),
-            checked_headers(headers) if headers else NO_HEADERS,
-            None if content_type is None else checked_text("content_type", content_type),
-            -1,
-        )
+        made = checked(body, id, key, headers, content_type, -1)
+        receipt = Receipt(made[0], made[1], made[2], made[3], made[4], made[5])
         receipt._taken_at = _clock()
         if on_end is not None:
             receipt._on_end = on_end
@@ -269,14 +251,7 @@ class Window:
         elif self.post is not None:
             self._acquire()
             try:
-                if (
-                    not self.backlog
-                    and not self.again
-                    and len(self.posted) < self._max_messages
-                    and self.bytes_in - self.bytes_out < self._max_bytes
-                    and self.post is not None
-                    and not self.closing
-                ):
+                if self.post is not None and self.is_clear(len(self.posted)):
                     size = 0 if receipt.body is None else len(receipt.body)
                     self.bytes_in += size
                     if self.give(receipt):
@@ -285,6 +260,16 @@ class Window:
             finally:
                 self._release()
         return self._otherwise(receipt)
+
+    def is_clear(self, in_flight: int) -> bool:
+        """Whether one more may go straight to the client, when so many of its messages have no end. Under `lock`."""
+        return (
+            not self.backlog
+            and not self.again
+            and in_flight < self._max_messages
+            and self.bytes_in - self.bytes_out < self._max_bytes
+            and not self.closing
+        )
 
     def give(self, receipt: Receipt) -> bool:
         """Hands one to the client; False when it takes no more for now. A message without a time is published now.
@@ -355,6 +340,10 @@ class Window:
         if receipt._outcome is not None:
             failed.append(receipt)
             return
+        self.confirm(receipt)
+
+    def confirm(self, receipt: Receipt) -> None:
+        """Ends it confirmed. Under `outcomes`."""
         self.leave(receipt)
         receipt._confirm()
         if receipt._on_end is not None:

@@ -10,7 +10,7 @@ from confluent_kafka import TIMESTAMP_NOT_AVAILABLE
 from mypy_extensions import mypyc_attr
 
 from brokerkit.driver import Position
-from brokerkit.message import NO_HEADERS, RESERVED, Headers, IdSource, Message, make
+from brokerkit.message import NO_HEADERS, RESERVED, Headers, IdSource, Message, message_of
 
 _ID: Final = "brokerkit-id"
 _CONTENT_TYPE: Final = "brokerkit-content-type"
@@ -126,9 +126,7 @@ class KafkaIncoming:
     @property
     def message(self) -> Message:
         """The message, apart from this handing-over of it."""
-        fields = (self.body, self.id, self.key, self.headers, self.content_type, self.published_at, self.id_source)
-        message: Message = make(Message, fields)
-        return message
+        return message_of(self)
 
     @property
     def due(self) -> float:

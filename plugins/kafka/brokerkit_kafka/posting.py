@@ -53,7 +53,7 @@ class Posting:
         content_type: str | None,
         published_at: int,
     ) -> bool:
-        """Sender.post."""
+        """Poster.post."""
         if self.over is not None:
             raise ConnectionLost(self.over)
         report = _Report(self, receipt)

@@ -8,7 +8,7 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
-from brokerkit.driver import Cause, Refused, Sender, SenderEvents, Unknown
+from brokerkit.driver import Cause, Poster, Refused, SenderEvents, Unknown
 from brokerkit.errors import ConfigurationError
 from brokerkit.guarantees import Guarantee
 from brokerkit_kafka.errors import NOT_STORED
@@ -22,7 +22,7 @@ SETTLED = 0.02
 message is sent before that, it does not look again for 500 ms, unless metadata are asked for in between."""
 
 
-class KafkaSender(Sender):
+class KafkaSender(Poster):
     """librdkafka retries and reconnects by itself until the delivery timeout; an unknown end is final under
     exactly_once, where another attempt could not be recognised. The thread `brokerkit kafka TOPIC` polls for
     delivery reports, and so does a `send` now and then; what one poll brought is passed on as one batch."""

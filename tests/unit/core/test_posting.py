@@ -9,14 +9,13 @@ import pytest
 from scripted import ScriptedDriver, until
 
 import brokerkit
-from brokerkit.broker import Broker
-from brokerkit.driver import Cause, Refused, Sender, Unknown
+from brokerkit.driver import Cause, Poster, Refused, Unknown
 from brokerkit.errors import ConnectionLost, ProducerFull
 
 AGAIN = Unknown(0, 0, Cause.DISCONNECTED, "cut")
 
 
-class PostingSender(Sender):
+class PostingSender(Poster):
     def __init__(self, driver, events):
         self.driver, self.events = driver, events
         self.posted = []
@@ -57,18 +56,6 @@ class PostingDriver(ScriptedDriver):
 @pytest.fixture
 def driver():
     return PostingDriver()
-
-
-@pytest.fixture
-def events():
-    return []
-
-
-@pytest.fixture
-def broker(driver, events):
-    with Broker(driver, "scripted", events.append) as broker:
-        yield broker
-        broker.close(0.1)  # what a test leaves in flight never ends
 
 
 def states(receipts):
